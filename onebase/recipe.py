@@ -1,0 +1,263 @@
+"""The recipe's schema: one YAML file, stages by name, small sections.  `recipe_loader.py` reads it strictly.
+
+Field documents are strings under the field; they also feed `onebase schema` and error messages.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from onebase.model.config import ModelConfig
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+
+class Source(Section):
+    """Where rows come from: exactly one of world, path, hub, stage."""
+
+    world: str | None = None
+    """Family of generated problems (`onebase ls worlds`)."""
+    path: str | None = None
+    """Local file or folder: text, source code, JSONL or Parquet."""
+    hub: str | None = None
+    """Hugging Face data set id, with `:config` behind it where it has several."""
+    stage: str | None = None
+    """Another stage whose output rows are used (a reject_sample stage)."""
+    weight: float = Field(1.0, gt=0)
+    """Share of this source among the sources, in documents."""
+    split: str = "train"
+    """Worlds: train, heldout or ood.  Hub: the split's name."""
+    rows: tuple[int, int] | None = None
+    """[start, stop) rows of a path or hub source, to hold some out."""
+    difficulty: tuple[int, int] | None = None
+    """Worlds: inclusive range; null: the family's default."""
+    styles: dict[str, float] = {"direct": 1.0}
+    """Worlds: how the answer is written, with weights: direct (answer at once) or a trace style inside <think>."""
+    fields: dict[str, str] = {}
+    """Renaming of row fields: ours to theirs, as in {problem: question}."""
+    answer_after: str | None = None
+    """Keep only what follows this mark in the answer field (GSM8K: '####')."""
+    glob: str = "**/*"
+    """Which files of a folder."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Source:
+        given = [k for k in ("world", "path", "hub", "stage") if getattr(self, k) is not None]
+        assert len(given) == 1, f"a source names exactly one of world, path, hub, stage; given: {given or 'none'}"
+        return self
+
+
+class Optim(Section):
+    """Optimizer and schedule (warm-up, stable, decay)."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: matrices by orthogonalised momentum, all else by AdamW, at one learning rate."""
+    lr: float = Field(3e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    """Decoupled; on matrices only."""
+    warmup: int = 10
+    """Steps of linear warm-up."""
+    decay: float = Field(0.0, ge=0, le=1)
+    """Last share of the steps over which the learning rate falls linearly to `final`."""
+    final: float = Field(0.05, ge=0)
+    """Learning rate at the end, as a share of `lr`."""
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
+
+
+class Batch(Section):
+    """Packed training batches: rows of `length` tokens."""
+
+    rows: int = Field(16, gt=0)
+    """Sequences of a step."""
+    length: int = Field(256, gt=1)
+    """Tokens of a sequence."""
+    accumulate: int = Field(1, gt=0)
+    """Micro-batches that a step is split into, to save memory; the result is the same."""
+
+
+class Sampling(Section):
+    """How completions are drawn."""
+
+    max_tokens: int = Field(128, gt=0)
+    """Longest completion in tokens."""
+    temperature: float = Field(1.0, ge=0)
+    """0 is greedy."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    """0 is off."""
+    think: Literal["free", "open"] = "free"
+    """free: the model decides whether to think; open: the prompt ends with <think>."""
+
+
+class Term(Section):
+    """One term of a reward: weight times the verifier's reward."""
+
+    verifier: str
+    """Built-in name, entry point or path.py:function."""
+    weight: float = 1.0
+    gate: str | None = None
+    """Counts only where the named verifier of this list gave more than 0."""
+    options: dict[str, Any] = {}
+    """Row fields handed to the verifier for every completion."""
+
+
+class Loss(Section):
+    """Policy loss (formulas in grpo/loss.py)."""
+
+    name: Literal["cispo", "grpo", "gspo"] = "cispo"
+    """cispo: clipped weight, every token keeps its gradient; grpo: PPO's clip per token; gspo: clip per sequence."""
+    eps_low: float = Field(0.2, ge=0)
+    """grpo, gspo: the ratio is clipped below at 1 - eps_low."""
+    eps_high: float = Field(0.28, ge=0)
+    """grpo, gspo: the ratio is clipped above at 1 + eps_high."""
+    cap: float = Field(5.0, gt=0)
+    """cispo: largest importance weight."""
+    aggregate: Literal["token", "prompt", "sequence"] = "prompt"
+    """Mean over all tokens; over prompts of the mean over the prompt's tokens; over sequences of their mean."""
+    advantage: Literal["batch", "group", "none"] = "batch"
+    """Reward less the group's mean, divided by the batch's or the group's standard deviation, or by nothing."""
+    kl: float = Field(0.0, ge=0)
+    """Weight of the KL to the reference, the stage's initial model."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k2"
+
+
+class StageBase(Section):
+    init: str | None = None
+    """Checkpoint to start from: a stage, a folder or a hub id; null for a new model."""
+    seed: int = 0
+    """Added to the recipe's seed."""
+    checkpoint_every: int = Field(100, gt=0)
+    """Steps between saved states."""
+
+
+class Pretrain(StageBase):
+    """Next-token training on packed documents."""
+
+    kind: Literal["pretrain"]
+    data: list[Source] = Field(min_length=1)
+    heldout: list[Source] = []
+    """Sources of the held-out loss."""
+    steps: int = Field(gt=0)
+    batch: Batch = Batch()
+    optim: Optim = Optim()
+    document_mask: bool = True
+    """Whether documents of one packed row are hidden from each other."""
+    balance_speed: float = 1e-3
+    """Step of the router's selection bias after each update (V3: 0.001, then 0)."""
+    balance_alpha: float = 1e-4
+    """Weight of the sequence-wise balance loss (V3: 0.0001)."""
+    mtp_weight: float = 0.3
+    """Weight of the multi-token prediction loss (V3: 0.3, then 0.1)."""
+    eval_every: int = Field(100, gt=0)
+
+
+class Sft(StageBase):
+    """Supervised training on conversations, loss on the assistant's tokens."""
+
+    kind: Literal["sft"]
+    data: list[Source] = Field(min_length=1)
+    heldout: list[Source] = []
+    steps: int = Field(gt=0)
+    batch: Batch = Batch()
+    optim: Optim = Optim(lr=1e-4)
+    think: Literal["free", "open"] = "free"
+    """free: the opening <think> is trained; open: it stands in the prompt and is not."""
+    balance_speed: float = 0.0
+    balance_alpha: float = 1e-4
+    mtp_weight: float = 0.1
+    eval_every: int = Field(100, gt=0)
+
+
+class Grpo(StageBase):
+    """Reinforcement learning with verifiable rewards."""
+
+    kind: Literal["grpo"]
+    data: list[Source] = Field(min_length=1)
+    steps: int = Field(gt=0)
+    prompts: int = Field(32, gt=0)
+    """Prompts of a step."""
+    group_size: int = Field(8, gt=1)
+    """Completions of a prompt."""
+    updates: int = Field(1, gt=0)
+    """Optimizer steps on one set of rollouts (R1: 16)."""
+    micro_tokens: int = Field(16384, gt=0)
+    """Largest padded tokens of one forward pass."""
+    slots: int = Field(256, gt=0)
+    """Completions that are generated at the same time."""
+    sampling: Sampling = Sampling()
+    rewards: list[Term] = Field(min_length=1)
+    loss: Loss = Loss()
+    optim: Optim = Optim(lr=1e-6, weight_decay=0.0)
+    evaluate: list[Source] = []
+    """Problems of the held-out greedy accuracy."""
+    eval_problems: int = 128
+    eval_every: int = Field(20, gt=0)
+
+
+class RejectSample(StageBase):
+    """Sample completions from `init`, keep the verified ones as SFT rows."""
+
+    kind: Literal["reject_sample"]
+    data: list[Source] = Field(min_length=1)
+    problems: int = Field(gt=0)
+    samples: int = Field(4, gt=0)
+    """Completions drawn for each problem."""
+    keep: int = Field(1, gt=0)
+    """Most completions kept of one problem (the shortest correct ones)."""
+    slots: int = Field(256, gt=0)
+    sampling: Sampling = Sampling()
+    rewards: list[Term] = Field(min_length=1)
+    """Kept where the combined reward is at least `threshold`."""
+    threshold: float = 1.0
+    require_think: bool = True
+    """Keep only completions with a closed thought."""
+
+
+class Eval(StageBase):
+    """Measure checkpoints on problems."""
+
+    kind: Literal["eval"]
+    models: dict[str, str] = Field(min_length=1)
+    """Label in the table to stage, folder or hub id."""
+    data: list[Source] = Field(min_length=1)
+    problems: int = Field(256, gt=0)
+    """Problems of each source."""
+    samples: int = Field(8, gt=0)
+    """Completions of a problem at `sampling`, for pass@k and the majority; greedy comes on top."""
+    slots: int = Field(256, gt=0)
+    sampling: Sampling = Sampling()
+    rewards: list[Term] = Field(min_length=1)
+
+
+Stage = Annotated[Pretrain | Sft | Grpo | RejectSample | Eval, Field(discriminator="kind")]
+TRAINED = ("pretrain", "sft", "grpo")  # kinds whose output is a checkpoint
+
+
+class TokenizerSection(Section):
+    """Byte-level BPE trained on the first pretrain stage's own corpus."""
+
+    vocab_size: int = Field(512, ge=300)
+    """Most entries, special tokens included."""
+    sample_bytes: int = Field(4_000_000, gt=0)
+    """How much of the corpus is read to train it."""
+
+
+class Recipe(Section):
+    name: str
+    """Folder under `runs/`."""
+    seed: int = 0
+    hardware: Literal["auto", "cpu", "gpu"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and activations; master weights and optimizer state are float32."""
+    runs: str = "runs"
+    """Folder that holds the run's folder."""
+    tokenizer: TokenizerSection = TokenizerSection()
+    model: ModelConfig = ModelConfig()
+    stages: dict[str, Stage] = Field(min_length=1)
