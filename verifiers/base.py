@@ -1,22 +1,22 @@
 """The verifier contract: what a verifier is given and what it hands back.
 
-`verify(completion: str, answer: str, **row) -> float | Verdict`.  A Verdict carries either a reward in [0, 1] or an
-error.  The error is a third outcome: the completion was not judged (time-out, killed worker, a gold answer that
-cannot be read), so it is counted apart and never becomes a silent 0 or 1.
+`verify(completion: str, answer: str, **row) -> float | Verdict`.  A Verdict carries either a reward in [0, 1]
+or an error.  The error is a third outcome: the completion was not judged (time-out, killed worker, a gold
+answer that cannot be read), so it is counted apart and never becomes a silent 0 or 1.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass(slots=True)
 class Verdict:
-    """One judgement.  `reward` in [0, 1], or None with `error` saying why there is none; `reason` is one line for a
-    person: which form was extracted and how it was compared."""
+    """One judgement.  `reward` in [0, 1], or None with `error` saying why there is none; `reason` is one
+    line for a person: which form was extracted and how it was compared."""
 
     reward: float | None
     reason: str
@@ -46,12 +46,23 @@ def as_verdict(result: float | Verdict) -> Verdict:
     if isinstance(result, Verdict):
         return result
     if not isinstance(result, int | float):
-        raise TypeError(
-            f"a verifier returns a float in [0, 1] or a Verdict, not {type(result).__name__}: {result!r}"
-        )
+        kind = type(result).__name__
+        raise TypeError(f"a verifier returns a float in [0, 1] or a Verdict, not {kind}: {result!r}")
     return Verdict(reward=float(result), reason=f"reward {float(result):g}")
 
 
 def failed(error: str, seconds: float = 0.0, **details: Any) -> Verdict:
     """A Verdict without a reward."""
     return Verdict(reward=None, reason=error, error=error, seconds=seconds, details=details)
+
+
+def tally(verdicts: Iterable[Verdict]) -> dict[str, float]:
+    """Counts a batch: judged, the mean reward of the judged, and the errors apart from both."""
+    rewards, errors = [], 0
+    for verdict in verdicts:
+        if verdict.reward is None:
+            errors += 1
+        else:
+            rewards.append(verdict.reward)
+    mean = sum(rewards) / len(rewards) if rewards else math.nan
+    return {"judged": len(rewards), "mean_reward": mean, "errors": errors}

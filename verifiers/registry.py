@@ -1,5 +1,5 @@
-"""Finds a verifier by name: a built-in (`math_answer`), an entry point in the group `onebase.verifiers` that any
-installed package may declare, or a function in a file (`rewards/mine.py:score`).
+"""Finds a verifier by name: a built-in (`math_answer`), an entry point in the group `onebase.verifiers` that
+any installed package may declare, or a function in a file (`rewards/mine.py:score`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GROUP = "onebase.verifiers"
 
 
 def builtin_names() -> list[str]:
-    """Names of the built-in verifiers: modules beside this one with a top-level `verify` (read, not imported)."""
+    """Names of the built-in verifiers: modules beside this one with a top-level `verify` (not imported)."""
     folder = Path(__file__).parent
     return sorted(p.stem for p in folder.glob("*.py") if "\ndef verify(" in p.read_text(encoding="utf-8"))
 
@@ -56,10 +56,10 @@ def load(name: str) -> Verifier:
 
 
 def is_inline(name: str) -> bool:
-    """True for built-ins that bound their own work (module attribute INLINE) and so may run without a process."""
-    return name in builtin_names() and bool(
-        getattr(importlib.import_module(f"onebase.verifiers.{name}"), "INLINE", False)
-    )
+    """True for built-ins that bound their own work (attribute INLINE) and so may run without a process."""
+    if name not in builtin_names():
+        return False
+    return bool(getattr(importlib.import_module(f"onebase.verifiers.{name}"), "INLINE", False))
 
 
 def _from_file(name: str) -> Verifier:
