@@ -1,14 +1,15 @@
 """Files that are whole or absent: everything a run keeps is written through here.
 
 A folder is written aside in the same file system, flushed to the disk, and moved into place by renames, so a
-kill at any moment leaves the old or the new folder, never a mixture.  Three names beside `checkpoint` serve this:
+kill at any moment leaves the old or the new folder, never a mixture.  Three names beside `checkpoint` serve
+this:
 
     .checkpoint.part   being written; worthless until it is renamed
     .checkpoint.next   whole and new, about to become `checkpoint`
     .checkpoint.old    whole and replaced, about to be removed
 
-`whole_folder` reads through an interrupted exchange, `settle` finishes it.  One writer per path: the run's lock
-sees to it.
+`whole_folder` reads through an interrupted exchange, `settle` finishes it.  One writer per path: the run's
+lock sees to it.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ def _aside(path: Path, what: str) -> Path:
 
 
 def whole_folder(path: Path) -> Path | None:
-    """The whole folder that stands for `path`, or None.  Changes nothing: a reader may call it at any time."""
+    """The whole folder that stands for `path`, or None.  Changes nothing: a reader may call it at any
+    time."""
     for candidate in (path, _aside(path, "next"), _aside(path, "old")):
         if candidate.is_dir():
             return candidate
@@ -175,8 +177,8 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
     """Append one line of JSON.  A line that a kill tore is cut off first, so the file holds whole lines only.
 
-    Not flushed to the disk (fsync): a power cut may lose the last lines, a killed process does not.  Numbers that
-    are not finite become null, because JSON has no word for them.
+    Not flushed to the disk (fsync): a power cut may lose the last lines, a killed process does not.
+    Numbers that are not finite become null, because JSON has no word for them.
     """
     line = (json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
