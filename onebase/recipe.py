@@ -36,7 +36,8 @@ class Source(Section):
     difficulty: tuple[int, int] | None = None
     """Worlds: inclusive range; null: the family's default."""
     styles: dict[str, float] = {"direct": 1.0}
-    """Worlds: how the answer is written, with weights: direct (answer at once) or a trace style inside <think>."""
+    """Worlds: how the answer is written, with weights: direct (answer at once) or a trace style inside
+    <think>."""
     fields: dict[str, str] = {}
     """Renaming of row fields: ours to theirs, as in {problem: question}."""
     answer_after: str | None = None
@@ -47,7 +48,7 @@ class Source(Section):
     @model_validator(mode="after")
     def _one_origin(self) -> Source:
         given = [k for k in ("world", "path", "hub", "stage") if getattr(self, k) is not None]
-        assert len(given) == 1, f"a source names exactly one of world, path, hub, stage; given: {given or 'none'}"
+        assert len(given) == 1, f"exactly one of world, path, hub, stage; given: {given or 'none'}"
         return self
 
 
@@ -112,7 +113,8 @@ class Loss(Section):
     """Policy loss (formulas in grpo/loss.py)."""
 
     name: Literal["cispo", "grpo", "gspo"] = "cispo"
-    """cispo: clipped weight, every token keeps its gradient; grpo: PPO's clip per token; gspo: clip per sequence."""
+    """cispo: clipped weight, every token keeps its gradient; grpo: PPO's clip per token; gspo: clip per
+    sequence."""
     eps_low: float = Field(0.2, ge=0)
     """grpo, gspo: the ratio is clipped below at 1 - eps_low."""
     eps_high: float = Field(0.28, ge=0)
@@ -120,9 +122,11 @@ class Loss(Section):
     cap: float = Field(5.0, gt=0)
     """cispo: largest importance weight."""
     aggregate: Literal["token", "prompt", "sequence"] = "prompt"
-    """Mean over all tokens; over prompts of the mean over the prompt's tokens; over sequences of their mean."""
+    """Mean over all tokens; over prompts of the mean over the prompt's tokens; over sequences of their
+    mean."""
     advantage: Literal["batch", "group", "none"] = "batch"
-    """Reward less the group's mean, divided by the batch's or the group's standard deviation, or by nothing."""
+    """Reward less the group's mean, divided by the batch's or the group's standard deviation, or by
+    nothing."""
     kl: float = Field(0.0, ge=0)
     """Weight of the KL to the reference, the stage's initial model."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k2"

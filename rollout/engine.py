@@ -1,7 +1,7 @@
 """What a rollout engine takes and gives (the contract between sampling, rewards and training).
 
-The data's way: a prompt becomes token ids once, here; the completion's ids are the ones that were sampled and are
-never re-tokenised; each has the log-probability under the distribution it was drawn from.
+The data's way: a prompt becomes token ids once, here; the completion's ids are the ones that were sampled and
+are never re-tokenised; each has the log-probability under the distribution it was drawn from.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ class Request:
 
     prompt_ids: list[int]
     seed: int
-    """Seed of this request alone: the same request gives the same completion in any batch (up to rounding)."""
+    """Seed of this request alone: the same request gives the same completion in any batch (up to
+    rounding)."""
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
@@ -35,8 +36,8 @@ class Rollout:
     prompt_ids: list[int]
     completion_ids: list[int]
     logp_rollout: list[float]
-    """Log-probability of each completion token under the engine's model at temperature T (`logp_rollout_T`), before
-    top-k and top-p cut the distribution.  T = 1 where the request was greedy."""
+    """Log-probability of each completion token under the engine's model at temperature T (`logp_rollout_T`),
+    before top-k and top-p cut the distribution.  T = 1 where the request was greedy."""
     finish_reason: Literal["stop", "length"]
     weight_version: int
     seed: int

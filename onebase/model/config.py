@@ -1,7 +1,8 @@
-"""The model's shape, in the names of the `deepseek_v3` Hugging Face config (DeepSeek-V3, arXiv 2412.19437, section 4.2).
+"""The model's shape, in the names of the `deepseek_v3` Hugging Face config (DeepSeek-V3, arXiv 2412.19437,
+section 4.2).
 
-One deviation in names: none.  Fields that the format has and that onebase does not vary (`hidden_act`, `moe_layer_freq`,
-`topk_method`, `scoring_func`, ...) are written by `to_hf` and checked by `from_hf`.
+One deviation in names: none.  Fields that the format has and that onebase does not vary (`hidden_act`,
+`moe_layer_freq`, `topk_method`, `scoring_func`, ...) are written by `to_hf` and checked by `from_hf`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class YarnConfig(BaseModel):
 
 
 class ModelConfig(BaseModel):
-    """Shape of a DeepSeek-V3-style model.  Defaults are a laptop's; V3's own values are in the field's documents."""
+    """Shape of a DeepSeek-V3-style model.  Defaults are a laptop's; V3's own values are in the field's
+    documents."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -54,7 +56,8 @@ class ModelConfig(BaseModel):
     q_lora_rank: int | None = None
     """Rank of the compressed query; null: one plain projection."""
     kv_lora_rank: int = 64
-    """Rank of the latent that is cached for keys and values (512 where vLLM's MLA kernels are to serve it)."""
+    """Rank of the latent that is cached for keys and values (512 where vLLM's MLA kernels are to serve
+    it)."""
     qk_nope_head_dim: int = 24
     """Dimensions per head without position."""
     qk_rope_head_dim: int = 8
@@ -134,7 +137,9 @@ class ModelConfig(BaseModel):
         if config.get("model_type") != "deepseek_v3":
             raise UserError(f"{where}: model_type is {config.get('model_type')!r}, expected 'deepseek_v3'")
         if "quantization_config" in config:
-            raise UserError(f"{where}: the folder is quantised; onebase trains bf16 or fp32 weights. Convert it first.")
+            raise UserError(
+                f"{where}: the folder is quantised; onebase trains bf16 or fp32 weights. Convert it first."
+            )
         for key, value in FIXED.items():
             if config.get(key) not in (None, value):
                 raise UserError(f"{where}: {key} is {config[key]!r}; onebase's model has {value!r}")
@@ -146,7 +151,9 @@ class ModelConfig(BaseModel):
         if kind not in ("default", "yarn"):
             raise UserError(f"{where}: rope scaling {kind!r} is unknown here; allowed: none, 'yarn'")
         known = YarnConfig.model_fields
-        fields["rope_scaling"] = {k: rope[k] for k in known if k in rope} | {"type": "yarn"} if kind == "yarn" else None
+        fields["rope_scaling"] = (
+            {k: rope[k] for k in known if k in rope} | {"type": "yarn"} if kind == "yarn" else None
+        )
         if fields["rope_scaling"] and "mscale_all_dim" not in rope:
             fields["rope_scaling"]["mscale_all_dim"] = 0.0
             fields["rope_scaling"].setdefault("mscale", 0.0)

@@ -1,0 +1,184 @@
+"""DeepSeekMoE: routed and shared experts, balanced by a selection bias (V3, arXiv 2412.19437, section 2.1.2).
+
+    s_e   = sigmoid(u . w_e)                                   affinity, float32 (equation 15)
+    chosen = top-k of s + b, within the topk_group best groups   b steers the choice only (equation 16)
+    g_e   = s_e / sum of the chosen s * routed_scaling_factor    gates (equations 13, 14)
+    y     = sum g_e FFN_e(u) + FFN_shared(u)                     (equation 12)
+
+A group's score is the sum of its two best biased scores; experts outside the chosen groups are masked with
+-inf (zero would win against negative biases).  No token is dropped: rows are sorted by expert and multiplied
+group by group; an expert may have none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onebase.kernels.grouped_linear import grouped_linear
+from onebase.model.config import ModelConfig
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+
+    def __init__(self, hidden: int, width: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden, width, bias=False)
+        self.up_proj = nn.Linear(hidden, width, bias=False)
+        self.down_proj = nn.Linear(width, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Router(nn.Module):
+    e_score_correction_bias: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
+        # float32 always: in bf16 the small updates would vanish
+        self.register_buffer(
+            "e_score_correction_bias", torch.zeros(config.n_routed_experts, dtype=torch.float32)
+        )
+        self.K, self.groups, self.topk_group = config.num_experts_per_tok, config.n_group, config.topk_group
+        self.normalise, self.factor = config.norm_topk_prob, config.routed_scaling_factor
+
+    def choose(self, score_NE: Tensor) -> Tensor:
+        """index_NK of the chosen experts."""
+        biased = score_NE + self.e_score_correction_bias
+        if self.groups > 1:
+            grouped = biased.unflatten(-1, (self.groups, -1))
+            best = grouped.topk(2, -1).values.sum(-1).topk(self.topk_group, -1).indices
+            closed = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter_(-1, best, False)
+            biased = grouped.masked_fill(closed[..., None], float("-inf")).flatten(-2)
+        return biased.topk(self.K, -1, sorted=False).indices
+
+    def forward(self, x_ND: Tensor, index_NK: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """(gate_NK, index_NK, score_NE); a given `index_NK` replays a choice made elsewhere."""
+        score_NE = F.linear(x_ND.float(), self.weight.float()).sigmoid()
+        if index_NK is None:
+            with torch.no_grad():
+                index_NK = self.choose(score_NE)
+        gate_NK = score_NE.gather(1, index_NK)
+        if self.normalise:
+            gate_NK = gate_NK / (gate_NK.sum(-1, keepdim=True) + 1e-20)
+        return gate_NK * self.factor, index_NK, score_NE
+
+
+@dataclass(slots=True)
+class Routing:
+    """What one layer's router did in a forward pass."""
+
+    load_E: Tensor
+    """Tokens per expert, int64."""
+    balance: Tensor
+    """Sequence-wise balance loss before alpha, float32 scalar (equations 17 to 20)."""
+
+
+class Experts(nn.Module):
+    """All routed experts of a layer, stacked: gate and up [E, 2F, D], down [E, D, F]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        E, D, width = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.empty(E, 2 * width, D))
+        self.down_proj = nn.Parameter(torch.empty(E, D, width))
+
+    def forward(self, x_ND: Tensor, gate_NK: Tensor, index_NK: Tensor, load_E: Tensor) -> Tensor:
+        N, K = index_NK.shape
+        order_M = index_NK.flatten().argsort()  # M = N K rows, by expert
+        back_M = torch.empty_like(order_M).scatter_(0, order_M, torch.arange(N * K, device=order_M.device))
+        gate_up = grouped_linear(_Rows.apply(x_ND, order_M, back_M, K), self.gate_up_proj, load_E)
+        half = gate_up.shape[1] // 2
+        hidden = F.silu(gate_up[:, :half]) * gate_up[:, half:]
+        out_MD = grouped_linear(hidden, self.down_proj, load_E)
+        out_NKD = _Rows.apply(out_MD, back_M, order_M, 1).view(N, K, -1)
+        return torch.bmm(gate_NK.to(out_NKD.dtype).unsqueeze(1), out_NKD)[:, 0]
+
+
+class _Rows(torch.autograd.Function):
+    """x[index // K], where `inverse` undoes the permutation `index`: the backward is a gather and a sum
+    over K, much cheaper than the scattered addition that autograd would do, and deterministic."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index_M: Tensor, inverse_M: Tensor, K: int) -> Tensor:
+        ctx.save_for_backward(inverse_M)
+        ctx.K = K
+        return x.index_select(0, index_M // K if K > 1 else index_M)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (inverse_M,) = ctx.saved_tensors
+        grad = grad.index_select(0, inverse_M)
+        return (grad.unflatten(0, (-1, ctx.K)).sum(1) if ctx.K > 1 else grad), None, None, None
+
+
+class MoE(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate = Router(config)
+        self.experts = Experts(config)
+        self.shared_experts = SwiGLU(
+            config.hidden_size, config.moe_intermediate_size * config.n_shared_experts
+        )
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None) -> tuple[Tensor, Routing]:
+        """`mask_BT` marks the tokens that count for load and balance (padding does not)."""
+        x_ND = x_BTD.flatten(0, 1)
+        gate_NK, index_NK, score_NE = self.gate(x_ND)
+        E = score_NE.shape[1]
+        load_E = _count(index_NK.flatten(), E)
+        out_ND = self.experts(x_ND, gate_NK, index_NK, load_E) + self.shared_experts(x_ND)
+        shape = x_BTD.shape[:2]
+        routing = Routing(load_E, torch.zeros((), device=x_ND.device))
+        if self.training:
+            routing = sequence_balance(score_NE.view(*shape, E), index_NK.view(*shape, -1), mask_BT)
+        return out_ND.view_as(x_BTD), routing
+
+    def decode(self, x_BD: Tensor) -> Tensor:
+        gate_BK, index_BK, _ = self.gate(x_BD)
+        load_E = _count(index_BK.flatten(), self.gate.weight.shape[0])
+        return self.experts(x_BD, gate_BK, index_BK, load_E) + self.shared_experts(x_BD)
+
+
+def _count(index_M: Tensor, E: int) -> Tensor:
+    """Occurrences of each expert; like bincount, but with a fixed shape and so without a host
+    synchronisation."""
+    return torch.zeros(E, dtype=torch.int64, device=index_M.device).scatter_add_(
+        0, index_M, torch.ones_like(index_M)
+    )
+
+
+def sequence_balance(score_BTE: Tensor, index_BTK: Tensor, mask_BT: Tensor | None) -> Routing:
+    """Sequence-wise balance loss, sum_e f_e P_e per row, averaged over rows (equations 17 to 20), and the
+    load.
+
+    f_e is E / (K T) times the row's tokens that chose e; P_e the mean of the normalised affinity.  Its
+    minimum is 1."""
+    B, T, E = score_BTE.shape
+    K = index_BTK.shape[-1]
+    one_BT = torch.ones(B, T, device=score_BTE.device) if mask_BT is None else mask_BT.float()
+    chosen_BE = torch.zeros(B, E, device=score_BTE.device).scatter_add_(
+        1, index_BTK.flatten(1), one_BT[..., None].expand(B, T, K).flatten(1)
+    )
+    length_B1 = one_BT.sum(1, keepdim=True).clamp(min=1)
+    f_BE = chosen_BE * (E / K) / length_B1
+    p_BTE = score_BTE / score_BTE.sum(-1, keepdim=True)
+    p_BE = torch.bmm(one_BT.unsqueeze(1), p_BTE)[:, 0] / length_B1
+    return Routing(chosen_BE.sum(0).long(), (f_BE * p_BE).sum(1).mean())
+
+
+@torch.no_grad()
+def update_bias(router: Router, load_E: Tensor, speed: float) -> None:
+    """Raise the bias of underloaded experts and lower that of overloaded ones by `speed` (section 2.1.2).
+
+    Deviation: the step's mean is taken off (as Moonlight and torchtitan do), so that the bias does not
+    drift."""
+    step = torch.sign(load_E.float().mean() - load_E.float())
+    router.e_score_correction_bias += speed * (step - step.mean())

@@ -1,0 +1,179 @@
+"""The DeepSeek-V3-shaped transformer: pre-norm blocks of MLA and (dense or expert) SwiGLU, with multi-token
+prediction.
+
+Multi-token prediction (V3, arXiv 2412.19437, section 2.2, depth 1): one more block sees, at token t, the
+trunk's hidden state of t and the embedding of t+1, and predicts t+2 through the shared head.  It stands at
+index num_hidden_layers, as the format stores it.  As in vLLM and transformers its input is the trunk's
+*final-normed* hidden state.  Embedding and head are shared with the trunk in memory; the files carry copies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from onebase.model.config import ModelConfig
+from onebase.model.mla import MLA, RMSNorm, Rope
+from onebase.model.moe import MoE, Routing, SwiGLU
+
+
+@dataclass(slots=True)
+class Output:
+    hidden_BTD: Tensor
+    """After the final norm, before the head."""
+    mtp_hidden_BTD: Tensor | None
+    """The prediction block's, after its own norm: position t predicts token t + 2."""
+    routing: list[Routing]
+    """One entry per MoE layer, the prediction block's last."""
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig, dense: bool) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = MLA(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp: SwiGLU | MoE = (
+            SwiGLU(config.hidden_size, config.intermediate_size) if dense else MoE(config)
+        )
+
+    def forward(
+        self, x: Tensor, rotation: Tensor, mask: Tensor | None, real_BT: Tensor | None
+    ) -> tuple[Tensor, Routing | None, tuple[Tensor, Tensor]]:
+        attended, cache = self.self_attn(self.input_layernorm(x), rotation, mask)
+        x = x + attended
+        h = self.post_attention_layernorm(x)
+        if isinstance(self.mlp, MoE):
+            out, routing = self.mlp(h, real_BT)
+            return x + out, routing, cache
+        return x + self.mlp(h), None, cache
+
+    def decode(
+        self, x: Tensor, rotation: Tensor, cache: Tensor, position_B: Tensor, bias_BS: Tensor
+    ) -> Tensor:
+        x = x + self.self_attn.decode(self.input_layernorm(x), rotation, cache, position_B, bias_BS)
+        h = self.post_attention_layernorm(x)
+        return x + (self.mlp.decode(h) if isinstance(self.mlp, MoE) else self.mlp(h))
+
+
+class MTPBlock(Block):
+    """The prediction block's own parameters beside an ordinary MoE block."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, dense=False)
+        self.enorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.hnorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.eh_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def predict(
+        self,
+        hidden: Tensor,
+        next_embedding: Tensor,
+        rotation: Tensor,
+        mask: Tensor | None,
+        real_BT: Tensor | None,
+    ) -> tuple[Tensor, Routing | None]:
+        x = self.eh_proj(torch.cat([self.enorm(next_embedding), self.hnorm(hidden)], -1))
+        x, routing, _ = Block.forward(self, x, rotation, mask, real_BT)
+        return self.norm(x), routing
+
+
+def attention_mask(document_BT: Tensor) -> Tensor:
+    """[B, 1, T, T], True where a token may look: causal, within its own document (equal numbers); every token
+    sees itself, so that no row of the softmax is empty."""
+    T = document_BT.shape[1]
+    causal = torch.ones(T, T, dtype=torch.bool, device=document_BT.device).tril()
+    return (document_BT[:, :, None].eq(document_BT[:, None, :]) & causal).unsqueeze(1)
+
+
+class Transformer(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            Block(config, dense=i < config.first_k_dense_replace) for i in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        self.mtp = MTPBlock(config) if config.num_nextn_predict_layers else None
+        self.rope = Rope(config)
+
+    @property
+    def head_weight(self) -> Tensor:
+        return self.lm_head.weight
+
+    def forward(
+        self,
+        ids_BT: Tensor,
+        position_BT: Tensor | None = None,
+        document_BT: Tensor | None = None,
+        real_BT: Tensor | None = None,
+        with_mtp: bool = False,
+    ) -> Output:
+        """`position_BT` counts from 0 in each document (default: along the row); `document_BT` numbers the
+        documents of a row, which are then hidden from each other; `real_BT` is False on padding (load and
+        balance only)."""
+        if position_BT is None:
+            position_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
+        rotation = self.rope(position_BT)
+        mask = None if document_BT is None else attention_mask(document_BT)
+        x = self.embed_tokens(ids_BT)
+        routing: list[Routing] = []
+        for layer in self.layers:
+            x, routed, _ = layer(x, rotation, mask, real_BT)
+            if routed is not None:
+                routing.append(routed)
+        hidden = self.norm(x)
+        mtp_hidden = None
+        if with_mtp and self.mtp is not None:
+            # The last token has no next one; its wrapped-around input is never a target.
+            next_embedding = self.embed_tokens(ids_BT.roll(-1, 1))
+            mtp_hidden, routed = self.mtp.predict(hidden, next_embedding, rotation, mask, real_BT)
+            assert routed is not None
+            routing.append(routed)
+        return Output(hidden, mtp_hidden, routing)
+
+    def prefill(self, ids_BT: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Hidden states and per layer the cache entries [B, T, C + R] of rows that start at position 0."""
+        rotation = self.rope(torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT))
+        x = self.embed_tokens(ids_BT)
+        entries = []
+        for layer in self.layers:
+            x, _, (latent, k_rope) = layer(x, rotation, None, None)
+            entries.append(torch.cat([latent, k_rope], -1))
+        return self.norm(x), entries
+
+    def decode(self, ids_B: Tensor, position_B: Tensor, caches: list[Tensor], bias_BS: Tensor) -> Tensor:
+        """Hidden state [B, D] of one new token per row; its cache entries are written at `position_B`."""
+        rotation = self.rope(position_B)
+        x = self.embed_tokens(ids_B)
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x = layer.decode(x, rotation, cache, position_B, bias_BS)
+        return self.norm(x)
+
+    def moe_layers(self) -> list[MoE]:
+        """In the order of `Output.routing` with MTP."""
+        blocks = [*self.layers, *([self.mtp] if self.mtp is not None else [])]
+        return [b.mlp for b in blocks if isinstance(b.mlp, MoE)]
+
+
+@torch.no_grad()
+def init_weights(model: Transformer, seed: int, embedding_std: float | None = None) -> None:
+    """Normal weights of std `initializer_range` (embedding: `embedding_std` where given), unit norms, zero
+    biases.
+
+    The same seed gives the same weights on every device: they are drawn on the CPU in parameter order."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in model.named_parameters():
+        if p.dim() == 1:
+            p.fill_(1.0 if "norm" in name else 0.0)
+            continue
+        std = embedding_std if embedding_std is not None and name == "embed_tokens.weight" else None
+        std = model.config.initializer_range if std is None else std
+        p.copy_(torch.randn(p.shape, generator=generator) * std)
