@@ -8,7 +8,9 @@ behind the few calls that stages need.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +40,7 @@ CHAT_TEMPLATE = (
     "{%- endif -%}"
 )
 Think = Literal["free", "open"]
+Message = Mapping[str, str]
 
 
 def train(texts: Iterable[str], vocab_size: int) -> ChatTokenizer:
@@ -89,6 +92,11 @@ class ChatTokenizer:
         document_end = self._single(EOS)
         self.document_end_id: int = self.eos_id if document_end is None else document_end
         """What closes a document of plain text."""
+        self._own = hf.chat_template == CHAT_TEMPLATE
+        self._marks = {t: hf.convert_tokens_to_ids(t) for t in SPECIAL} if self._own else {}
+        self._plain = copy.deepcopy(hf.backend_tokenizer) if self._own else None
+        if self._plain is not None:
+            self._plain.encode_special_tokens = True
         self.stop_ids: tuple[int, ...] = tuple({self.eos_id, self.document_end_id})
 
     def _single(self, token: str) -> int | None:
@@ -111,9 +119,13 @@ class ChatTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; special tokens written in it are characters, not marks."""
+        if self._plain is not None:
+            return self._plain.encode(text, add_special_tokens=False).ids
         return self.hf.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        if self._plain is not None:
+            return [e.ids for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
         return self.hf(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
@@ -126,28 +138,53 @@ class ChatTokenizer:
             ids.pop()
         return self.decode(ids)
 
-    def prompt_ids(self, messages: Sequence[dict[str, str]], think: Think = "free") -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], think: Think = "free") -> list[int]:
         """Ids of a conversation up to where the assistant speaks."""
+        if self._own:
+            ids = self._turns(messages, whole_last=False)
+            return [*ids, self._id(ASSISTANT), *([self._id(THINK)] if think == "open" else [])]
         return self._template(messages, add_generation_prompt=True, think_open=think == "open")
 
-    def conversation(
-        self, messages: Sequence[dict[str, str]], think: Think = "free"
-    ) -> tuple[list[int], list[int]]:
+    def conversation(self, messages: Sequence[Message], think: Think = "free") -> tuple[list[int], list[int]]:
         """(ids, mask) of a conversation that ends with the assistant; mask is 1 where the token is trained:
         the last assistant turn's text and its end mark; with think='open' not the opening tag, which the
         prompt then holds."""
         assert messages and messages[-1]["role"] == "assistant", "a conversation ends with the assistant"
         prompt = self.prompt_ids(messages[:-1], think)
-        whole = self._template(messages, add_generation_prompt=False, think_open=False)
+        if self._own:
+            whole = self._turns(messages, whole_last=True)
+        else:
+            whole = self._template(messages, add_generation_prompt=False, think_open=False)
         if whole[: len(prompt)] != prompt:
             raise UserError(
-                f"{self.hf.name_or_path}: the chat template does not extend the prompt"
+                f"{self.hf.name_or_path}: the prompt is not a prefix of the conversation"
                 + (" (think: open, but the answer does not begin with <think>)" if think == "open" else "")
-                + "; its prompt must be a prefix of the whole conversation"
             )
         return whole, [0] * len(prompt) + [1] * (len(whole) - len(prompt))
 
-    def _template(self, messages: Sequence[dict[str, str]], **options: bool) -> list[int]:
+    def _turns(self, messages: Sequence[Message], whole_last: bool) -> list[int]:
+        """What CHAT_TEMPLATE renders, put together from ids: marks come from the template alone, so that a
+        user's text cannot forge a turn, and the assistant's think tags are the single ids."""
+        ids = [self.bos_id]
+        for i, m in enumerate(messages):
+            role, text = m["role"], m["content"]
+            if role not in ("user", "assistant", "system"):
+                raise UserError(f"message {i}: role {role!r} is unknown; allowed: user, assistant, system")
+            ids.append(self._id(f"<|{role}|>"))
+            if role != "assistant":
+                ids += self.encode(text)
+                continue
+            if not (whole_last and i == len(messages) - 1) and END_THINK in text:
+                text = text.split(END_THINK)[-1]
+            for part in re.split(f"({THINK}|{END_THINK})", text):
+                ids += [self._id(part)] if part in (THINK, END_THINK) else self.encode(part) if part else []
+            ids.append(self.eos_id)
+        return ids
+
+    def _id(self, token: str) -> int:
+        return self._marks[token]
+
+    def _template(self, messages: Sequence[Message], **options: bool) -> list[int]:
         if self.hf.chat_template is None:
             raise UserError(
                 f"{self.hf.name_or_path}: no chat template; add chat_template.jinja to the folder"

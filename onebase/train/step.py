@@ -1,0 +1,122 @@
+"""One optimisation step's forward and backward on a packed batch: what pretraining and SFT share and must be
+equal.
+
+`shift` is the one place where targets are shifted and masked: position t of a row predicts token t + depth,
+and only where both stand in the same document and the target is trained.  Losses are sums over targets
+divided by the number of targets in the *whole* step, so that accumulation over micro-batches gives exactly
+the step's gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onebase.data import Batch
+from onebase.kernels.linear_logprob import linear_logprob
+from onebase.model.moe import update_bias
+
+
+def shift(ids_BT: Tensor, trained_BT: Tensor, document_BT: Tensor, depth: int = 1) -> tuple[Tensor, Tensor]:
+    """(target_BT, mask_BT): the token `depth` further on, and whether it is a target of position t."""
+    target_BT = ids_BT.roll(-depth, 1)
+    mask_BT = trained_BT.roll(-depth, 1) & (document_BT.roll(-depth, 1) == document_BT) & (document_BT >= 0)
+    mask_BT[:, -depth:] = False
+    return target_BT, mask_BT
+
+
+@dataclass(slots=True)
+class Sums:
+    """Sums of a step, over its micro-batches."""
+
+    loss: float = 0.0
+    mtp: float = 0.0
+    balance: float = 0.0
+    entropy: float = 0.0
+    targets: int = 0
+    tokens: int = 0
+    load_LE: list[Tensor] = field(default_factory=list)
+
+
+def forward_backward(
+    model: Any,
+    batch: Batch,
+    micro_batches: int,
+    *,
+    document_mask: bool,
+    balance_alpha: float,
+    mtp_weight: float,
+) -> Sums:
+    """Accumulate the gradient of  mean nll + mtp_weight * mean mtp nll + balance_alpha * balance.
+
+    The balance loss is the mean over rows and layers of `sequence_balance`; the MTP loss is averaged over its
+    targets as V3's equation 25 for depth 1."""
+    masks = [shift(batch.ids_BT, batch.trained_BT, batch.document_BT, d)[1] for d in (1, 2)]
+    total, total_mtp = (max(1, int(m.sum())) for m in masks)
+    B = batch.ids_BT.shape[0]
+    assert micro_batches <= B, f"accumulate={micro_batches} > rows={B}"
+    sums = Sums(targets=total, tokens=int((batch.document_BT >= 0).sum()))
+    for rows in torch.arange(B).tensor_split(micro_batches):
+        part = Batch(*(getattr(batch, f)[rows[0] : rows[-1] + 1] for f in Batch.__slots__))
+        real_BT = part.document_BT >= 0
+        document = part.document_BT if document_mask else None
+        out = model(
+            part.ids_BT, part.position_BT if document_mask else None, document, real_BT, mtp_weight > 0
+        )
+        nll, entropy = _nll(model, out.hidden_BTD, part, 1)
+        loss = nll / total
+        if out.mtp_hidden_BTD is not None:
+            nll_mtp, _ = _nll(model, out.mtp_hidden_BTD, part, 2)
+            loss = loss + mtp_weight * nll_mtp / total_mtp
+            sums.mtp += float(nll_mtp.detach()) / total_mtp
+        if out.routing:
+            balance = torch.stack([r.balance for r in out.routing]).mean() * (len(rows) / B)
+            loss = loss + balance_alpha * balance
+            sums.balance += float(balance.detach())
+            load_LE = torch.stack([r.load_E for r in out.routing])
+            sums.load_LE.append(load_LE)
+        loss.backward()
+        sums.loss += float(nll.detach()) / total
+        sums.entropy += float(entropy) / total
+    return sums
+
+
+def _nll(model: Any, hidden_BTD: Tensor, part: Batch, depth: int) -> tuple[Tensor, Tensor]:
+    """Summed negative log-likelihood (and entropy) of the part's targets; the head runs on target positions
+    only."""
+    target_BT, mask_BT = shift(part.ids_BT, part.trained_BT, part.document_BT, depth)
+    logp_N, entropy_N = linear_logprob(hidden_BTD[mask_BT], model.head_weight, target_BT[mask_BT])
+    return -logp_N.sum(), entropy_N.sum()
+
+
+def balance_routers(model: Any, load_LE: list[Tensor], speed: float) -> tuple[float, float]:
+    """Move every router's selection bias by the step's load; returns the largest load over the mean, averaged
+    over layers, and the largest absolute bias (its drift)."""
+    if not load_LE:
+        return 1.0, 0.0
+    load = torch.stack(load_LE).sum(0)
+    layers = model.moe_layers()[: len(load)]
+    for layer, load_E in zip(layers, load, strict=True):
+        if speed:
+            update_bias(layer.gate, load_E, speed)
+    worst = (load.max(1).values / load.float().mean(1).clamp(min=1)).mean()
+    bias = max(float(layer.gate.e_score_correction_bias.abs().max()) for layer in layers)
+    return float(worst), bias
+
+
+@torch.no_grad()
+def heldout_loss(model: Any, batches: list[Batch], document_mask: bool) -> float:
+    """Mean negative log-likelihood per target, in nats."""
+    model.eval()
+    total, targets = 0.0, 0
+    for batch in batches:
+        document = batch.document_BT if document_mask else None
+        out = model(batch.ids_BT, batch.position_BT if document_mask else None, document, None, False)
+        nll, _ = _nll(model, out.hidden_BTD, batch, 1)
+        total += float(nll)
+        targets += int(shift(batch.ids_BT, batch.trained_BT, batch.document_BT)[1].sum())
+    model.train()
+    return total / max(1, targets)
