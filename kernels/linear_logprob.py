@@ -22,6 +22,14 @@ from torch import Tensor
 CHUNK_BYTES = 256 << 20  # float32 logits of one chunk
 
 
+def head_logits(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
+    """Float32 logits.  For bf16 on a GPU the products are accumulated and kept in float32, without a rounding
+    to bf16 that sampling and training would otherwise make differently; the same call serves both."""
+    if hidden_ND.is_cuda and hidden_ND.dtype == torch.bfloat16:
+        return torch.mm(hidden_ND, weight_VD.t(), out_dtype=torch.float32)
+    return F.linear(hidden_ND, weight_VD).float()
+
+
 def linear_logprob_ref(
     hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
@@ -41,7 +49,7 @@ class _Chunked(torch.autograd.Function):
         entropy_N, norm_N = torch.empty_like(logp_N), torch.empty_like(logp_N)
         for start in range(0, N, chunk):
             s = slice(start, start + chunk)
-            logits = F.linear(hidden[s], weight).float().div_(temperature)
+            logits = head_logits(hidden[s], weight).div_(temperature)
             norm = logits.logsumexp(-1)
             picked = logits.gather(1, target[s, None])[:, 0]
             # H = log Z - E[logit]
@@ -61,7 +69,7 @@ class _Chunked(torch.autograd.Function):
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         for start in range(0, hidden.shape[0], ctx.chunk):
             s = slice(start, start + ctx.chunk)
-            logits = F.linear(hidden[s], weight).float().div_(ctx.temperature)
+            logits = head_logits(hidden[s], weight).div_(ctx.temperature)
             # d logp / d logits = onehot(target) - softmax
             g = torch.exp(logits.sub_(norm_N[s, None])).neg_()
             g.scatter_add_(1, target[s, None], torch.ones_like(g[:, :1]))

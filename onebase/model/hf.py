@@ -17,38 +17,48 @@ from onebase.model.transformer import Output, attention_mask
 
 
 class SlotCache:
-    """Keys and values of fixed slots, each at its own position: what `past_key_values.update` must offer,
-    no more.
+    """Keys and values of fixed slots, each at its own position: what `past_key_values.update` must offer, no
+    more.
 
-    Buffers are [slots, heads, length, dim] per layer, made at the first write.  `position_B` is set before
-    each forward: None appends nothing and returns the row itself (prefill, the entries are kept in
-    `fresh`)."""
+    Buffers are [slots, heads, length, dim] per layer, made at the first write.  Before a forward the caller
+    sets `position_B` (where each of the first `rows` slots writes its one new entry; None keeps the row
+    itself in `fresh`, which `store` then puts into slots) and `seen`, the number of positions that attention
+    reads."""
 
     is_compileable = False
 
     def __init__(self, slots: int, length: int) -> None:
         self.slots, self.length = slots, length
-        self.keys: dict[int, Tensor] = {}
-        self.values: dict[int, Tensor] = {}
-        self.position_B: Tensor | None = None
+        self.buffers: dict[int, tuple[Tensor, Tensor]] = {}
         self.fresh: dict[int, tuple[Tensor, Tensor]] = {}
-        self.seen = length
+        self.position_B: Tensor | None = None
+        self.rows, self.seen = slots, length
 
     def update(self, k: Tensor, v: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         if self.position_B is None:
             self.fresh[layer] = (k, v)
             return k, v
-        for store, new in ((self.keys, k), (self.values, v)):
+        out = []
+        for buffer, new in zip(self.buffers[layer], (k, v), strict=True):
             index = self.position_B.view(-1, 1, 1, 1).expand(-1, new.shape[1], 1, new.shape[3])
-            store[layer].scatter_(2, index, new)
-        return self.keys[layer][:, :, : self.seen], self.values[layer][:, :, : self.seen]
+            buffer[: self.rows].scatter_(2, index, new)
+            out.append(buffer[: self.rows, :, : self.seen])
+        return out[0], out[1]
 
-    def store(self, slots_B: Tensor, layer: int, rows: int) -> None:
-        """Move the prefilled entries of the first `rows` rows into `slots_B`."""
-        for buffers, new in zip((self.keys, self.values), self.fresh.pop(layer), strict=True):
-            if layer not in buffers:
-                buffers[layer] = new.new_zeros(self.slots, new.shape[1], self.length, new.shape[3])
-            buffers[layer][slots_B, :, : new.shape[2]] = new[:rows]
+    def store(self, row_N: Tensor, slot_N: Tensor) -> None:
+        """Put the prefilled entries of rows `row_N` into slots `slot_N`."""
+        for layer, pair in self.fresh.items():
+            if layer not in self.buffers:
+                k, v = (t.new_zeros(self.slots, t.shape[1], self.length, t.shape[3]) for t in pair)
+                self.buffers[layer] = (k, v)
+            for buffer, new in zip(self.buffers[layer], pair, strict=True):
+                buffer[slot_N, :, : new.shape[2]] = new[row_N]
+        self.fresh.clear()
+
+    def move(self, source: int, target: int) -> None:
+        for pair in self.buffers.values():
+            for buffer in pair:
+                buffer[target] = buffer[source]
 
     def get_seq_length(self, *_: Any) -> int:
         return 0

@@ -1,0 +1,79 @@
+"""A model with a slot cache, for the rollout engine: prefill rows into slots, decode one token for the first
+n slots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onebase.model.hf import HFCausalLM, SlotCache
+from onebase.model.transformer import Transformer
+
+
+class NativeDecoder:
+    """Our model over the compressed latent cache: [slots, length, latent + rope] per layer."""
+
+    def __init__(self, model: Transformer, slots: int, length: int) -> None:
+        self.model = model
+        weight = model.head_weight
+        size = model.config.kv_lora_rank + model.config.qk_rope_head_dim
+        self.caches = [
+            torch.zeros(slots, length, size, dtype=weight.dtype, device=weight.device) for _ in model.layers
+        ]
+        self.place = torch.arange(length, device=weight.device)
+
+    def prefill(self, ids_BT: Tensor, length_B: Tensor, row_N: Tensor, slot_N: Tensor) -> Tensor:
+        """Run the right-padded prompts; row_N's entries go into slot_N.  Hidden state [B, D] of each last
+        token."""
+        hidden, entries = self.model.prefill(ids_BT)
+        for cache, entry in zip(self.caches, entries, strict=True):
+            cache[slot_N, : entry.shape[1]] = entry[row_N]
+        return hidden[torch.arange(len(hidden), device=hidden.device), length_B - 1]
+
+    def decode(self, ids_N: Tensor, position_N: Tensor, n: int, length: int) -> Tensor:
+        """Hidden state [n, D]; entries go to `position_N`.  Rows look at positions up to their own, below
+        `length`."""
+        closed = self.place[:length] > position_N[:, None]
+        bias = torch.zeros(closed.shape, device=closed.device).masked_fill_(closed, float("-inf"))
+        return self.model.decode(ids_N, position_N, [c[:n, :length] for c in self.caches], bias)
+
+    def move(self, source: int, target: int) -> None:
+        for cache in self.caches:
+            cache[target] = cache[source]
+
+
+class HFDecoder:
+    """A transformers model over `SlotCache`."""
+
+    def __init__(self, model: HFCausalLM, slots: int, length: int) -> None:
+        self.model, self.slots, self.length = model, slots, length
+        self.cache = SlotCache(slots, length)
+        self.place = torch.arange(length, device=model.head_weight.device)
+
+    def _run(self, ids: Tensor, position: Tensor, mask: Tensor) -> Any:
+        return self.model.trunk(
+            input_ids=ids,
+            position_ids=position,
+            attention_mask=mask,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
+
+    def prefill(self, ids_BT: Tensor, length_B: Tensor, row_N: Tensor, slot_N: Tensor) -> Tensor:
+        B, T = ids_BT.shape
+        self.cache.position_B, self.cache.rows, self.cache.seen = None, B, T
+        position = self.place[:T].expand(B, T)
+        mask = (position[:, None, :, None] >= position[:, None, None, :]).expand(B, 1, T, T)
+        hidden = self._run(ids_BT, position, mask)
+        self.cache.store(row_N, slot_N)
+        return hidden[torch.arange(B, device=hidden.device), length_B - 1]
+
+    def decode(self, ids_N: Tensor, position_N: Tensor, n: int, length: int) -> Tensor:
+        self.cache.position_B, self.cache.rows, self.cache.seen = position_N, n, length
+        mask = (self.place[:length] <= position_N[:, None])[:, None, None, :]
+        return self._run(ids_N[:, None], position_N[:, None], mask)[:, 0]
+
+    def move(self, source: int, target: int) -> None:
+        self.cache.move(source, target)

@@ -1,0 +1,317 @@
+"""The in-process rollout engine: batched generation with the trainer's own weights, no copy and no sync.
+
+A fixed number of slots share one cache: compressed latents for our model (absorbed decoding), keys and values
+for a Hugging Face one.  Running requests fill the first slots without gaps: a finished one is replaced by the
+next request, and at the end by the last running one, so that a step computes running rows only.  Equal
+prompts that enter together (a GRPO group) are prefilled once. On a GPU the step is a CUDA graph per (rows,
+cached length) bucket and the host looks at the results every few steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onebase.errors import UserError
+from onebase.kernels.linear_logprob import head_logits
+from onebase.model.transformer import Transformer
+from onebase.rollout.decoders import HFDecoder, NativeDecoder
+from onebase.rollout.engine import Request, Rollout
+from onebase.rollout.sampling import draw
+
+LOOK_EVERY = 8  # steps between the host's looks at a GPU's results
+BUCKET = 32  # cached lengths are rounded up to a multiple of this on the CPU
+PREFILL_TOKENS = 8192  # most padded prompt tokens of one prefill
+
+
+def request_seed(run_seed: int, step: int, prompt: int, sample: int) -> int:
+    """63-bit seed from (run, step, prompt, sample)."""
+    digest = hashlib.blake2b(f"{run_seed}/{step}/{prompt}/{sample}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@dataclass(slots=True)
+class _Slots:
+    """State of the rows, on the device; row i < running is a request."""
+
+    token: Tensor
+    position: Tensor
+    """Of `token` in the sequence: where its cache entry goes."""
+    count: Tensor
+    """Completion tokens so far, `token` included."""
+    limit: Tensor
+    seed: Tensor
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    stop: Tensor
+    """[slots, stops], padded with -1."""
+    done: Tensor
+    out_ids: Tensor
+    """[slots, longest completion]"""
+    out_logp: Tensor
+
+    def move(self, source: int, target: int) -> None:
+        for field in self.__slots__:
+            tensor = getattr(self, field)
+            tensor[target] = tensor[source]
+
+
+class TorchEngine:
+    def __init__(self, model: Any, tokenizer_pad_id: int, slots: int, max_length: int) -> None:
+        self.model, self.pad_id = model, tokenizer_pad_id
+        self.slots, self.max_length = slots, max_length
+        weight = model.head_weight
+        self.device = weight.device
+        self.decoder: NativeDecoder | HFDecoder
+        if isinstance(model, Transformer):
+            self.decoder = NativeDecoder(model, slots, max_length)
+        else:
+            self.decoder = HFDecoder(model, slots, max_length)
+        self.vocab_size = weight.shape[0]
+        self.version = 0
+        self.cut = False
+        self.graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] = {}
+        self.state: _Slots | None = None
+
+    # -- the engine protocol
+    # ------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def generate(
+        self, requests: list[Request], on_done: Callable[[int, Rollout], None] | None = None
+    ) -> list[Rollout]:
+        """Results in the order of the requests; `on_done(index, rollout)` as each ends."""
+        for i, r in enumerate(requests):
+            self._check(i, r)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            return self._generate(requests, on_done)
+        finally:
+            self.model.train(was_training)
+
+    @torch.no_grad()
+    def load_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Copy named tensors (our own state dict's names) into the model.  With the trainer's own model in
+        place only the version is needed; nothing is cached between calls of `generate`."""
+        own = self.model.state_dict()
+        for name, tensor in tensors:
+            if name not in own:
+                raise UserError(f"weight {name!r} has no place in the engine's model")
+            own[name].copy_(tensor)
+        self.version = version
+
+    @torch.no_grad()
+    def fingerprint(self) -> dict[str, float]:
+        """Version and mean absolute value of every weight: differs where a weight differs."""
+        sums = {n: float(t.float().abs().mean()) for n, t in self.model.state_dict().items()}
+        return {"version": float(self.version), **sums}
+
+    # -- generation
+    # ---------------------------------------------------------------------------------------------
+
+    def _check(self, i: int, r: Request) -> None:
+        if not r.prompt_ids:
+            raise UserError(f"request {i}: the prompt is empty")
+        if len(r.prompt_ids) + r.max_tokens > self.max_length:
+            raise UserError(
+                f"request {i}: {len(r.prompt_ids)} prompt tokens and max_tokens={r.max_tokens} exceed the "
+                f"engine's length of {self.max_length}"
+            )
+        bad = [t for t in r.prompt_ids if not 0 <= t < self.vocab_size]
+        if bad:
+            raise UserError(f"request {i}: token id {bad[0]} is outside the vocabulary of {self.vocab_size}")
+
+    def _generate(
+        self, requests: list[Request], on_done: Callable[[int, Rollout], None] | None
+    ) -> list[Rollout]:
+        results: list[Rollout | None] = [None] * len(requests)
+        waiting = deque(range(len(requests)))
+        owner: list[int] = []  # request of each running row
+        self._reset(requests)
+        self.cut = any(r.top_k or r.top_p < 1 for r in requests)
+        longest = 0  # most positions any running row uses, known to the host
+        while waiting or owner:
+            if waiting and len(owner) < self.slots:
+                longest = max(longest, self._admit(requests, waiting, owner))
+                self._harvest(requests, owner, results, on_done)
+                if not owner:
+                    longest = 0
+                    continue
+            steps = 1 if self.device.type == "cpu" else LOOK_EVERY
+            for _ in range(steps):
+                longest += 1
+                self._step(len(owner), min(longest, self.max_length))
+            self._harvest(requests, owner, results, on_done)
+            if not owner:
+                longest = 0
+        return [r for r in results if r is not None]
+
+    def _reset(self, requests: list[Request]) -> None:
+        width = max((r.max_tokens for r in requests), default=1)
+        stops = max((len(r.stop_ids) for r in requests), default=0) or 1
+        old = self.state
+        if old is not None and old.out_ids.shape[1] >= width and old.stop.shape[1] >= stops:
+            return
+        self.graphs.clear()  # they point at the old buffers
+
+        def new(dtype: torch.dtype, *shape: int, fill: float = 0) -> Tensor:
+            return torch.full((self.slots, *shape), fill, dtype=dtype, device=self.device)
+
+        i, f = torch.int64, torch.float32
+        self.state = _Slots(
+            new(i), new(i), new(i), new(i), new(i), new(f), new(i), new(f),
+            new(i, stops, fill=-1), new(torch.bool, fill=1), new(i, width), new(f, width),
+        )  # fmt: skip
+
+    def _admit(self, requests: list[Request], waiting: deque[int], owner: list[int]) -> int:
+        """Prefill as many waiting requests as there is room for; returns the longest row's positions."""
+        s = self.state
+        assert s is not None
+        chosen: list[int] = []
+        prompts: dict[tuple[int, ...], int] = {}
+        width = 0
+        while waiting and len(owner) + len(chosen) < self.slots:
+            prompt = tuple(requests[waiting[0]].prompt_ids)
+            wider = max(width, len(prompt))
+            count = len(prompts) + (prompt not in prompts)
+            if chosen and wider * count > PREFILL_TOKENS:
+                break
+            prompts.setdefault(prompt, len(prompts))
+            width = wider
+            chosen.append(waiting.popleft())
+        ids = torch.full((len(prompts), width), self.pad_id, dtype=torch.int64)
+        for prompt, row in prompts.items():
+            ids[row, : len(prompt)] = torch.tensor(prompt)
+        length = torch.tensor([len(p) for p in prompts], device=self.device)
+        row = torch.tensor([prompts[tuple(requests[c].prompt_ids)] for c in chosen], device=self.device)
+        first = len(owner)
+        slot = torch.arange(first, first + len(chosen), device=self.device)
+        hidden = self.decoder.prefill(ids.to(self.device), length, row, slot)
+        mine = [requests[c] for c in chosen]
+
+        def put(target: Tensor, values: list[Any]) -> None:
+            target[slot] = torch.tensor(values, dtype=target.dtype, device=self.device)
+
+        put(s.limit, [r.max_tokens for r in mine])
+        put(s.seed, [r.seed for r in mine])
+        put(s.temperature, [r.temperature for r in mine])
+        put(s.top_k, [r.top_k for r in mine])
+        put(s.top_p, [r.top_p for r in mine])
+        stops = s.stop.shape[1]
+        put(s.stop, [[*r.stop_ids, *[-1] * (stops - len(r.stop_ids))] for r in mine])
+        s.count[slot] = 0
+        s.position[slot] = length[row] - 1
+        s.done[slot] = False
+        owner += chosen
+        self._sample(head_logits(hidden, self.model.head_weight)[row], slice(first, first + len(chosen)))
+        return width
+
+    def _sample(self, logits_NV: Tensor, rows: slice) -> None:
+        """Draw the next token of the rows and write it to their state."""
+        s = self.state
+        assert s is not None
+        count = s.count[rows]
+        cuts = (s.top_k[rows], s.top_p[rows]) if self.cut else (None, None)
+        token, logp = draw(logits_NV, s.temperature[rows], s.seed[rows], count, *cuts)
+        at = count.clamp(max=s.out_ids.shape[1] - 1)[
+            :, None
+        ]  # a finished row overwrites its last, unread place
+        live = ~s.done[rows]
+        kept = s.out_ids[rows].gather(1, at)[:, 0]
+        s.out_ids[rows].scatter_(1, at, torch.where(live, token, kept)[:, None])
+        kept_logp = s.out_logp[rows].gather(1, at)[:, 0]
+        s.out_logp[rows].scatter_(1, at, torch.where(live, logp, kept_logp)[:, None])
+        s.token[rows] = token
+        s.count[rows] += live
+        s.position[rows] = (s.position[rows] + live).clamp(max=self.max_length - 1)
+        s.done[rows] |= (s.stop[rows] == token[:, None]).any(1) | (s.count[rows] >= s.limit[rows])
+
+    def _advance(self, n: int, length: int) -> None:
+        s = self.state
+        assert s is not None
+        hidden = self.decoder.decode(s.token[:n], s.position[:n], n, length)
+        self._sample(head_logits(hidden, self.model.head_weight), slice(0, n))
+
+    def _step(self, n: int, longest: int) -> None:
+        """One token for the first n rows, whose cached lengths are at most `longest`."""
+        if self.device.type == "cpu":
+            self._advance(n, min(self.max_length, -(-longest // BUCKET) * BUCKET))
+            return
+        rows = next(b for b in _buckets(self.slots) if b >= n)
+        length = next(b for b in _buckets(self.max_length) if b >= longest)
+        key = (rows, length, self.cut)
+        if key not in self.graphs:
+            self.graphs[key] = self._capture(rows, length)
+            return
+        self.graphs[key].replay()
+
+    def _capture(self, rows: int, length: int) -> torch.cuda.CUDAGraph:
+        """Run the step once for real (which also warms up every kernel), then record it without running
+        it."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self._advance(rows, length)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._advance(rows, length)
+        return graph
+
+    def _harvest(
+        self,
+        requests: list[Request],
+        owner: list[int],
+        results: list[Rollout | None],
+        on_done: Callable[[int, Rollout], None] | None,
+    ) -> None:
+        """Take finished rows out and close the gaps with the last running rows."""
+        s = self.state
+        assert s is not None
+        done = s.done[: len(owner)].nonzero()[:, 0].tolist()
+        if not done:
+            return
+        index = torch.tensor(done, device=self.device)
+        counts = s.count[index].tolist()
+        widest = max(counts)
+        ids, logps = s.out_ids[index, :widest].tolist(), s.out_logp[index, :widest].tolist()
+        for row, n, row_ids, row_logps in zip(done, counts, ids, logps, strict=True):
+            r = requests[owner[row]]
+            stopped = row_ids[n - 1] in r.stop_ids
+            rollout = Rollout(
+                prompt_ids=r.prompt_ids,
+                completion_ids=row_ids[:n],
+                logp_rollout=row_logps[:n],
+                finish_reason="stop" if stopped else "length",
+                weight_version=self.version,
+                seed=r.seed,
+            )
+            results[owner[row]] = rollout
+            if on_done is not None:
+                on_done(owner[row], rollout)
+        for row in reversed(done):
+            last = len(owner) - 1
+            if row != last:
+                self.decoder.move(last, row)
+                s.move(last, row)
+                owner[row] = owner[last]
+            owner.pop()
+            s.done[last] = True
+
+
+def _buckets(most: int) -> list[int]:
+    """Powers of two from 32 up, and `most`."""
+    sizes = []
+    n = 32
+    while n < most:
+        sizes.append(n)
+        n *= 2
+    return [*sizes, most]
