@@ -1,0 +1,139 @@
+"""What pydantic cannot see: stage names and their graph, files, worlds and verifiers that a recipe names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from onebase import graph
+from onebase.recipe import TRAINED, Recipe, Source
+from onebase.wording import given, hint, listed, nearest
+from onebase.yaml_places import Document, Keys
+
+NEEDS_INIT = ("sft", "grpo", "reject_sample")
+WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def faults(recipe: Recipe, document: Document) -> Iterator[str]:
+    """One message per fault, each with its place."""
+    if not WORD.fullmatch(recipe.name):
+        yield _fault(document, ("name",), f"given {given(recipe.name)}\n  allowed: letters, digits, - and _")
+    for name, stage in recipe.stages.items():
+        at: Keys = ("stages", name)
+        if not WORD.fullmatch(name):
+            yield _fault(document, at, f"given the name {given(name)}\n  allowed: letters, digits, - and _")
+        yield from _init_faults(recipe, document, name)
+        for where, reference, what in graph.references(stage):
+            yield from _reference_faults(recipe, document, (*at, *where), name, reference, what)
+        for key in ("data", "heldout", "evaluate"):
+            for n, source in enumerate(getattr(stage, key, [])):
+                yield from _source_faults(source, document, (*at, key, n))
+        yield from _reward_faults(getattr(stage, "rewards", []), document, (*at, "rewards"))
+    loop = graph.cycle(recipe.stages)
+    if loop:
+        steps = [
+            f"\n  {document.place(('stages', name))}: {name} needs {other}"
+            for name, other in zip(loop, loop[1:], strict=False)
+        ]
+        text = f"the stages go in a circle: {' -> '.join(loop)}" + "".join(steps)
+        yield _fault(document, ("stages", loop[0]), text)
+
+
+def _fault(document: Document, keys: Keys, text: str) -> str:
+    return f"{document.place(keys)}: {'.'.join(map(str, keys))}: {text}"
+
+
+def _init_faults(recipe: Recipe, document: Document, name: str) -> Iterator[str]:
+    stage, keys = recipe.stages[name], ("stages", name, "init")
+    if stage.kind in NEEDS_INIT and stage.init is None:
+        makers = listed(n for n, s in recipe.stages.items() if s.kind in TRAINED and n != name)
+        text = f"missing: a {stage.kind} stage starts from a checkpoint"
+        yield _fault(document, keys, f"{text}\n  allowed: a stage ({makers}), a folder or a hub id")
+    if stage.kind == "eval" and stage.init is not None:
+        yield _fault(document, keys, "an eval stage has no init; it measures what `models` lists")
+
+
+def _reference_faults(
+    recipe: Recipe, document: Document, keys: Keys, stage: str, name: str, what: str
+) -> Iterator[str]:
+    kinds = TRAINED if what == "checkpoint" else ("reject_sample",)
+    makers = [n for n, s in recipe.stages.items() if s.kind in kinds]
+    others = [n for n in makers if n != stage]
+    if name in recipe.stages:
+        if name not in makers and name != stage:
+            text = f"given {given(name)}: {recipe.stages[name].kind} stages have no {what}"
+            yield _fault(document, keys, f"{text}\n  allowed: {listed(others)}")
+        return
+    allowed = f"\n  allowed: {listed(others)}"
+    if what == "checkpoint":
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return
+        allowed += ", or a folder, or a hub id (owner/name)"
+        if path.is_file():
+            text = "a file; a checkpoint is a folder (config.json, *.safetensors, tokenizer)"
+            yield _fault(document, keys, f"given {given(name)}: {text}")
+            return
+        if HUB_ID.fullmatch(name):
+            return
+        if "/" in name or name.startswith("~"):
+            yield _fault(document, keys, f"given {given(name)}: no such folder (from {Path.cwd()}){allowed}")
+            return
+    yield _fault(document, keys, f"given {given(name)}: no such stage{allowed}" + hint(name, others))
+
+
+def _source_faults(source: Source, document: Document, keys: Keys) -> Iterator[str]:
+    if source.path is not None and not Path(source.path).exists():
+        path = Path(source.path)
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        name = nearest(path.name, beside)
+        text = f"given {given(source.path)}: no such file or folder (from {Path.cwd()})"
+        yield _fault(
+            document, (*keys, "path"), text + (f"\n  did you mean: {path.parent / name}" if name else "")
+        )
+    if source.world is not None:
+        worlds = world_names()
+        if source.world not in worlds:
+            text = f"given {given(source.world)}: no such world\n  allowed: {listed(worlds)}"
+            yield _fault(document, (*keys, "world"), text + hint(source.world, worlds))
+    if source.rows is not None and not 0 <= source.rows[0] < source.rows[1]:
+        text = f"given {list(source.rows)}\n  allowed: [start, stop), 0 <= start < stop"
+        yield _fault(document, (*keys, "rows"), text)
+    if source.difficulty is not None and source.difficulty[0] > source.difficulty[1]:
+        text = f"given {list(source.difficulty)}\n  allowed: [lowest, highest]"
+        yield _fault(document, (*keys, "difficulty"), text)
+
+
+def _reward_faults(terms: list[Any], document: Document, keys: Keys) -> Iterator[str]:
+    names = [term.verifier for term in terms]
+    known = verifier_names() if terms else []
+    for n, term in enumerate(terms):
+        text = f"given {given(term.verifier)}: "
+        if ".py:" in term.verifier:
+            if not Path(term.verifier.rpartition(":")[0]).expanduser().is_file():
+                yield _fault(document, (*keys, n, "verifier"), f"{text}no such file (from {Path.cwd()})")
+        elif term.verifier not in known:
+            text += f"no such verifier\n  allowed: {listed(known)}, or path/to/file.py:function"
+            yield _fault(document, (*keys, n, "verifier"), text + hint(term.verifier, known))
+        if term.gate is not None and (term.gate not in names or term.gate == term.verifier):
+            others = [name for name in names if name != term.verifier]
+            text = (
+                f"given {given(term.gate)}: not another of this stage's rewards\n  allowed: {listed(others)}"
+            )
+            yield _fault(document, (*keys, n, "gate"), text + hint(term.gate, others))
+
+
+def verifier_names() -> list[str]:
+    from onebase.verifiers import registry
+
+    return sorted({*registry.builtin_names(), *registry.plugins()})
+
+
+def world_names() -> list[str]:
+    """Families of generated problems."""
+    from onebase import worlds
+
+    return sorted(getattr(worlds, "FAMILIES", ()))
