@@ -159,6 +159,8 @@ class Pretrain(StageBase):
     """Weight of the sequence-wise balance loss (V3: 0.0001)."""
     mtp_weight: float = 0.3
     """Weight of the multi-token prediction loss (V3: 0.3, then 0.1)."""
+    embedding_std: float | None = None
+    """Standard deviation of a new model's embedding; null: the model's initializer_range."""
     eval_every: int = Field(100, gt=0)
 
 
@@ -195,6 +197,8 @@ class Grpo(StageBase):
     """Largest padded tokens of one forward pass."""
     slots: int = Field(256, gt=0)
     """Completions that are generated at the same time."""
+    max_prompt: int = Field(128, gt=0)
+    """Longest prompt in tokens; longer ones are passed over."""
     sampling: Sampling = Sampling()
     rewards: list[Term] = Field(min_length=1)
     loss: Loss = Loss()
@@ -216,6 +220,8 @@ class RejectSample(StageBase):
     keep: int = Field(1, gt=0)
     """Most completions kept of one problem (the shortest correct ones)."""
     slots: int = Field(256, gt=0)
+    max_prompt: int = Field(128, gt=0)
+    """Longest prompt in tokens; longer ones are passed over."""
     sampling: Sampling = Sampling()
     rewards: list[Term] = Field(min_length=1)
     """Kept where the combined reward is at least `threshold`."""
@@ -236,6 +242,8 @@ class Eval(StageBase):
     samples: int = Field(8, gt=0)
     """Completions of a problem at `sampling`, for pass@k and the majority; greedy comes on top."""
     slots: int = Field(256, gt=0)
+    max_prompt: int = Field(128, gt=0)
+    """Longest prompt in tokens; longer ones are passed over."""
     sampling: Sampling = Sampling()
     rewards: list[Term] = Field(min_length=1)
 

@@ -104,7 +104,7 @@ class Optimizer:
         for (rows, cols), pairs in by_shape.items():
             whole = orthogonalise(torch.cat([u for _, u in pairs]))
             scale = 0.2 * math.sqrt(max(rows, cols))
-            for (w, u), piece in zip(pairs, whole.split([len(u) for _, u in pairs]), strict=True):
+            for (w, _), piece in zip(pairs, whole.split([len(u) for _, u in pairs]), strict=True):
                 w.sub_(piece.view_as(w), alpha=lr * scale)
 
     def state_dict(self) -> dict[str, Any]:

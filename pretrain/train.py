@@ -1,0 +1,140 @@
+"""Pretraining: packed documents, next-token and multi-token prediction, balanced experts (DeepSeek-V3,
+section 4).
+
+recipe -> tokenizer (trained on this stage's corpus, or init's) -> model -> packed rows by (seed, step) ->
+loop -> folder
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+
+
+from onebase import card
+from onebase.data import mixture, texts
+from onebase.errors import UserError
+from onebase.model import checkpoint
+from onebase.model.transformer import Transformer, init_weights
+from onebase.recipe import Pretrain
+from onebase.stage import StageRun
+from onebase.tokenizer import ChatTokenizer, train
+from onebase.train import state
+from onebase.train.flops import peak_flops, train_flops_per_token
+from onebase.train.optim import Optimizer
+from onebase.train.schedule import wsd
+from onebase.train.step import balance_routers, forward_backward, heldout_loss
+
+HELDOUT_BATCHES = 4
+
+
+def main(run: StageRun) -> dict[str, float]:
+    stage: Pretrain = run.stage
+    tokenizer, model = _start(run)
+    model.train()
+    model.config.max_position_embeddings = max(model.config.max_position_embeddings, stage.batch.length)
+    optimizer = Optimizer(model.named_parameters(), stage.optim)
+    done, extra = state.load(run.folder / "state", model, optimizer, run.device)
+    run.log.truncate_after(done)
+    shared = (tokenizer, stage.batch.length, run.seed, "pretrain", "free", run.folders)
+    data = mixture(stage.data, *shared, run.folder / "cache")
+    heldout = mixture(stage.heldout, *shared, run.folder / "cache_heldout") if stage.heldout else None
+    held = (
+        [heldout.batch(i, stage.batch.rows).to(run.device) for i in range(HELDOUT_BATCHES)] if heldout else []
+    )
+    flops = train_flops_per_token(model.config, stage.batch.length, stage.mtp_weight > 0)
+    peak = peak_flops(run.device, run.recipe.dtype)
+    summary: dict[str, float] = dict(extra)
+    skipped = 0
+    for step in range(done, stage.steps):
+        start = time.perf_counter()
+        batch = data.batch(step, stage.batch.rows).to(run.device)
+        sums = forward_backward(
+            model,
+            batch,
+            stage.batch.accumulate,
+            document_mask=stage.document_mask,
+            balance_alpha=stage.balance_alpha,
+            mtp_weight=stage.mtp_weight,
+        )
+        factor = wsd(step, stage.steps, stage.optim.warmup, stage.optim.decay, stage.optim.final)
+        grad_norm = optimizer.step(factor)
+        skipped = check_finite(sums.loss, grad_norm, skipped, run, step)
+        load, bias = balance_routers(model, sums.load_LE, stage.balance_speed)
+        seconds = time.perf_counter() - start
+        metrics = {
+            "loss": sums.loss,
+            "loss_mtp": sums.mtp,
+            "balance": sums.balance,
+            "entropy": sums.entropy,
+            "lr": stage.optim.lr * factor,
+            "grad_norm": grad_norm,
+            "router_load_max": load,
+            "router_bias_max": bias,
+            "tokens": sums.tokens,
+            "tokens_per_second": sums.tokens / seconds,
+            "mfu": sums.tokens / seconds * flops / peak,
+        }
+        last = step + 1 == stage.steps
+        if held and ((step + 1) % stage.eval_every == 0 or last):
+            metrics["heldout_loss"] = heldout_loss(model, held, stage.document_mask)
+        summary.update({k: metrics[k] for k in ("loss", "heldout_loss") if k in metrics})
+        run.log.step(
+            step + 1, stage.steps, metrics, ("loss", "heldout_loss", "router_load_max", "tokens_per_second")
+        )
+        if (step + 1) % stage.checkpoint_every == 0 and not last:
+            state.save(run.folder / "state", step + 1, model, optimizer, summary)
+    checkpoint.save(run.folder / "checkpoint", model, tokenizer)
+    card.write(run.folder / "checkpoint", recipe=run.recipe, stage=run.name, summary=summary, data=stage.data)
+    return summary
+
+
+def _start(run: StageRun) -> tuple[ChatTokenizer, Transformer]:
+    """A new model with a tokenizer trained on this stage's corpus, or `init`'s to go on with."""
+    stage: Pretrain = run.stage
+    if run.init is not None:
+        model, tokenizer = checkpoint.load(run.init, run.device, run.recipe.dtype)
+        if not isinstance(model, Transformer):
+            raise UserError(
+                f"stage {run.name}: pretraining goes on from deepseek_v3 folders only, not {run.init}"
+            )
+        return tokenizer, model
+    folder = run.folder / "tokenizer"
+    if not (folder / "tokenizer.json").is_file():
+        sample = _sample(run, run.recipe.tokenizer.sample_bytes)
+        made = train(sample, run.recipe.tokenizer.vocab_size)
+        with checkpoint.atomic_folder(folder) as aside:
+            made.save(aside)
+    tokenizer = ChatTokenizer.load(str(folder))
+    # a multiple of 8 suits the GPU's matrix units; the few spare rows are never targets
+    config = run.recipe.model.model_copy(update={"vocab_size": math.ceil(tokenizer.size / 8) * 8})
+    model = Transformer(config)
+    init_weights(model, run.seed, stage.embedding_std)
+    return tokenizer, checkpoint.to_dtype(model, checkpoint.DTYPES[run.recipe.dtype]).to(run.device)
+
+
+def _sample(run: StageRun, size: int) -> itertools.chain[str]:
+    def cut() -> itertools.chain[str]:
+        left = size
+        for text in texts(run.stage.data, run.seed, run.folders):
+            yield text
+            left -= len(text)
+            if left <= 0:
+                return
+
+    return cut()
+
+
+def check_finite(loss: float, grad_norm: float, skipped: int, run: StageRun, step: int) -> int:
+    """Count steps whose loss or gradient is not finite (the optimizer has skipped them); five in a row end
+    the run."""
+    if math.isfinite(loss) and math.isfinite(grad_norm):
+        return 0
+    run.log.event("skipped", step=step + 1, loss=loss, grad_norm=grad_norm, why="not finite")
+    if skipped + 1 >= 5:
+        raise UserError(
+            f"stage {run.name}, step {step + 1}: loss or gradient was not finite five times in a row. "
+            "Lower optim.lr; the last saved state is kept."
+        )
+    return skipped + 1

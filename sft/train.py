@@ -1,0 +1,76 @@
+"""Supervised fine-tuning on conversations: loss on the assistant's last turn only, documents masked from each
+other.
+
+The same step as pretraining (onebase/train/step.py); what differs is the mask, which `conversation` makes:
+with `think: free` the opening <think> is a target, with `open` it stands in the prompt.
+"""
+
+from __future__ import annotations
+
+import time
+
+from onebase import card
+from onebase.data import mixture
+from onebase.model import checkpoint
+from onebase.pretrain.train import HELDOUT_BATCHES, check_finite
+from onebase.recipe import Sft
+from onebase.stage import StageRun
+from onebase.train import state
+from onebase.train.optim import Optimizer
+from onebase.train.schedule import wsd
+from onebase.train.step import balance_routers, forward_backward, heldout_loss
+
+
+def main(run: StageRun) -> dict[str, float]:
+    stage: Sft = run.stage
+    assert run.init is not None
+    model, tokenizer = checkpoint.load(run.init, run.device, run.recipe.dtype)
+    model.train()
+    optimizer = Optimizer(model.named_parameters(), stage.optim)
+    done, extra = state.load(run.folder / "state", model, optimizer, run.device)
+    run.log.truncate_after(done)
+    shared = (tokenizer, stage.batch.length, run.seed, "sft", stage.think, run.folders)
+    data = mixture(stage.data, *shared, run.folder / "cache")
+    heldout = mixture(stage.heldout, *shared, run.folder / "cache_heldout") if stage.heldout else None
+    held = (
+        [heldout.batch(i, stage.batch.rows).to(run.device) for i in range(HELDOUT_BATCHES)] if heldout else []
+    )
+    summary: dict[str, float] = dict(extra)
+    skipped = 0
+    for step in range(done, stage.steps):
+        start = time.perf_counter()
+        batch = data.batch(step, stage.batch.rows).to(run.device)
+        sums = forward_backward(
+            model,
+            batch,
+            stage.batch.accumulate,
+            document_mask=True,
+            balance_alpha=stage.balance_alpha,
+            mtp_weight=stage.mtp_weight,
+        )
+        factor = wsd(step, stage.steps, stage.optim.warmup, stage.optim.decay, stage.optim.final)
+        grad_norm = optimizer.step(factor)
+        skipped = check_finite(sums.loss, grad_norm, skipped, run, step)
+        load, bias = balance_routers(model, sums.load_LE, stage.balance_speed)
+        metrics = {
+            "loss": sums.loss,
+            "loss_mtp": sums.mtp,
+            "entropy": sums.entropy,
+            "lr": stage.optim.lr * factor,
+            "grad_norm": grad_norm,
+            "router_load_max": load,
+            "router_bias_max": bias,
+            "targets": sums.targets,
+            "tokens": sums.tokens,
+            "tokens_per_second": sums.tokens / (time.perf_counter() - start),
+        }
+        last = step + 1 == stage.steps
+        if held and ((step + 1) % stage.eval_every == 0 or last):
+            metrics["heldout_loss"] = heldout_loss(model, held, document_mask=True)
+        summary.update({k: metrics[k] for k in ("loss", "heldout_loss") if k in metrics})
+        run.log.step(step + 1, stage.steps, metrics, ("loss", "heldout_loss", "tokens_per_second"))
+        if (step + 1) % stage.checkpoint_every == 0 and not last:
+            state.save(run.folder / "state", step + 1, model, optimizer, summary)
+    checkpoint.save(run.folder / "checkpoint", model, tokenizer)
+    card.write(run.folder / "checkpoint", recipe=run.recipe, stage=run.name, summary=summary, data=stage.data)
+    return summary
