@@ -43,6 +43,7 @@ MAIN = {
     "reject_sample": "onebase.sft.reject_sample",
     "eval": "onebase.evaluate",
 }
+REPORT = "onebase.report"
 
 
 class Stopped(KeyboardInterrupt):
@@ -95,7 +96,7 @@ def run(
                     _say(quiet, f"  made from an earlier {parent}; --fresh {name} would use the new one")
             else:
                 _run_stage(recipe, name, folder, device, quiet)
-        report = importlib.import_module("onebase.report").write(folder)
+        report = importlib.import_module(REPORT).write(folder)
     if not quiet:
         from onebase import summary
 
