@@ -1,0 +1,154 @@
+"""The math answer verifier: finds the final answer of a completion and decides whether it equals the gold.
+
+`verify(completion, answer, policy=None, prefilled=False)`.  The steps, each in its own file: extraction
+(math_extract), parsing to a bounded tree (math_lex, math_parse, math_primary), names and units (math_values,
+math_units), equality (math_compare with math_exact, math_numeric, math_sets), conventions (math_policy).  The
+answer is never evaluated as Python, nothing here can raise for what a model wrote, and all work is bounded by
+the limits in math_policy, so it runs inline; a pool adds a hard wall clock on top.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from functools import lru_cache
+from typing import Any
+
+from onebase.verifiers.base import Verdict, failed
+from onebase.verifiers.math_compare import same_answer
+from onebase.verifiers.math_extract import boxes, extract
+from onebase.verifiers.math_lex import undouble
+from onebase.verifiers.math_parse import readings
+from onebase.verifiers.math_policy import LIMITS, Policy, make_policy
+from onebase.verifiers.math_text import choice_letter, labelled_choice, normal_text
+from onebase.verifiers.math_tree import Node, ops
+from onebase.verifiers.math_values import FalseChain
+
+INLINE = True
+_INTEGER = re.compile(r"-?\d{1,300}")
+
+
+def verify(
+    completion: str,
+    answer: str,
+    *,
+    policy: Policy | dict[str, Any] | None = None,
+    prefilled: bool = False,
+    **row: Any,
+) -> Verdict:
+    """Reward 1 or 0; an error when the gold `answer` itself cannot be understood."""
+    start = time.perf_counter()
+    chosen = make_policy(policy)
+    gold = read_gold(str(answer))
+    if isinstance(gold, str):
+        return failed(f"gold: {gold}", time.perf_counter() - start, gold=str(answer)[:200])
+    found = extract(undouble(completion), chosen, gold.letter is not None, prefilled)
+    if found.text is None:
+        reward, reason = 0.0, found.how
+    else:
+        reward, reason = compare(gold, found.text, chosen)
+        reason = f"{found.how}: {found.text[:80]!r} {reason}"
+    details = {"extracted": None if found.text is None else found.text[:500], "how": found.how}
+    return Verdict(reward, reason, seconds=time.perf_counter() - start, details=details)
+
+
+class Gold:
+    """A gold answer, read once."""
+
+    __slots__ = ("content", "letter", "nodes", "text")
+
+    def __init__(self, text: str, nodes: tuple[Node, ...], letter: str | None, content: str | None) -> None:
+        self.text, self.nodes, self.letter, self.content = text, nodes, letter, content
+
+
+@lru_cache(maxsize=4096)
+def read_gold(answer: str) -> Gold | str:
+    """The gold's readings, or why it cannot be understood."""
+    text = undouble(answer.strip())
+    if not text:
+        return "it is empty"
+    if len(text) > 50_000:
+        return f"it has {len(text)} characters"
+    if (boxed := boxes(text)) is not None:
+        # A gold cut short before its closing brace still says what it is.
+        text = boxed.text or text.partition("boxed")[2].strip().lstrip("{")
+    elif "####" in text:
+        text = text.rpartition("####")[2].strip()
+    if len(text) > LIMITS.answer_chars:
+        return f"it has {len(text)} characters; the limit is {LIMITS.answer_chars}"
+    if "\n" in text and (part := extract(text, Policy(), True)).text is not None:
+        text = part.text
+    letter, content = choice_letter(text), None
+    if letter is None and (labelled := labelled_choice(text)) is not None:
+        letter, content = labelled
+    nodes = readings(text)
+    if nodes[0].op == "text" and content is None and (letter is None) and not _is_prose(text):
+        return f"neither an expression nor words: {text[:80]!r}"
+    return Gold(text, nodes, letter, content)
+
+
+def _is_prose(text: str) -> bool:
+    """Whether unparsed text has words of a language in it (so that equality of text is what was meant)."""
+    if text.count("{") != text.count("}"):
+        return False
+    return (
+        re.search(r"[^\W\d_]{2,}|\\text", re.sub(r"\\[A-Za-z]+", " ", text)) is not None or "\\text" in text
+    )
+
+
+def compare(gold: Gold, text: str, policy: Policy) -> tuple[float, str]:
+    """Reward and reason for an extracted answer against the gold."""
+    if len(text) > LIMITS.answer_chars:
+        return 0.0, f"is too long ({len(text)} characters)"
+    if text == gold.text and not _chained(text):
+        return 1.0, "is the gold's text"
+    if _INTEGER.fullmatch(text) and _INTEGER.fullmatch(gold.text):
+        same = int(text) == int(gold.text)
+        return float(same), f"{'equals' if same else 'differs from'} {gold.text[:80]}: integers"
+    if gold.letter is not None and (reply := _choice(gold, text)) is not None:
+        return reply
+    if policy.decimal_comma:
+        text = re.sub(r"(?<=\d),(?=\d)(?!\d{3}(?!\d))", ".", text)
+    untrue = None
+    for answer_node in readings(text):
+        for gold_node in gold.nodes:
+            try:
+                how = same_answer(gold_node, answer_node, policy)
+            except FalseChain as error:
+                untrue = str(error)
+                continue
+            except (RecursionError, ArithmeticError, ValueError, TypeError) as error:
+                untrue = f"cannot be compared ({type(error).__name__}: {error})"
+                continue
+            if how is not None:
+                return 1.0, f"equals {gold.text[:80]!r}: {how}"
+    if untrue is not None:
+        return 0.0, untrue
+    kind = "is not understood, so differs from" if readings(text)[0].op == "text" else "differs from"
+    return 0.0, f"{kind} {gold.text[:80]!r}"
+
+
+def _chained(text: str) -> bool:
+    """Text equality must not wave through an untrue chain that is also the gold's typing."""
+    return (
+        False
+        if "=" not in text
+        else any("rel" in ops(node) and len(node.args) > 3 for node in readings(text))
+    )
+
+
+def _choice(gold: Gold, text: str) -> tuple[float, str] | None:
+    """Letter against letter, or against the content of a labelled gold; None when the text is no choice."""
+    letter = choice_letter(text)
+    content = None
+    if letter is None and (labelled := labelled_choice(text)) is not None:
+        letter, content = labelled
+    if letter is not None:
+        if letter != gold.letter:
+            return 0.0, f"differs from choice {gold.letter}"
+        if content is None or gold.content is None or normal_text(content) == normal_text(gold.content):
+            return 1.0, f"is choice {gold.letter}"
+        return 0.0, f"names choice {gold.letter} with another content"
+    if gold.content is not None and normal_text(text) == normal_text(gold.content):
+        return 1.0, f"is the content of choice {gold.letter}"
+    return None

@@ -1,0 +1,96 @@
+"""The conventions on which math graders disagree, in one place, and the limits that keep every input cheap.
+
+Each field of `Policy` is a choice that some known grader makes differently; the defaults are the reading a
+careful human grader would take of a final answer.  A recipe or a data row sets them by name (`policy:
+{percent: strict}`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any, Literal, get_args, get_type_hints
+
+from onebase.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Frozen, so that it can key caches."""
+
+    boxed_only: bool = False
+    """Only a box (or an answer tag) counts; nothing is read out of prose."""
+    last_number: bool = True
+    """Without box, tag, `####`, "answer is" or closing formula: the last number of the text, as a last
+    resort."""
+    percent: Literal["either", "number", "hundredth", "strict"] = "either"
+    """A percent sign on one side only: 10% is 10 or 0.1, is 10, is 0.1, or is a mismatch."""
+    units: Literal["optional", "required"] = "optional"
+    """A unit on one side only is ignored, or is a mismatch.  Known units on both sides are always
+    converted."""
+    list_order: Literal["free", "fixed"] = "free"
+    """Order of an unbracketed list of solutions.  Tuples are ordered and sets unordered in any case."""
+    interval_ends: Literal["strict", "ignored"] = "strict"
+    """Whether [0,1) and (0,1] differ."""
+    unevaluated: bool = False
+    """Whether an integral, sum, product or limit left standing is an answer where the gold has none."""
+    assignment: bool = True
+    """Whether `x = 5` and `5` are the same answer."""
+    base_suffix: Literal["optional", "required"] = "optional"
+    """Whether 101 answers a gold of 101_2."""
+    decimal_comma: bool = False
+    """Whether `1,22` is 1.22 (else two numbers)."""
+    rounded_gold_digits: int = 3
+    """A decimal gold of at least so many significant digits is met by an exact value that rounds to it; 0:
+    never."""
+    decimal_answer_digits: int = 8
+    """An exact gold is met by its correct rounding of at least so many significant digits; 0: never."""
+    singleton: bool = True
+    """Whether {5} and 5 are the same answer."""
+    vector_forms: bool = True
+    """Whether (1,2) answers a column or row vector and the reverse."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Checked before anything heavier than a linear scan."""
+
+    completion_chars: int = 2_000_000
+    answer_chars: int = 3_000
+    tokens: int = 1_500
+    depth: int = 48
+    digits: int = 2_500
+    items: int = 400
+    bits: int = 60_000
+    """Of an exact integer; past it a number is compared by its form and by residues only."""
+
+
+LIMITS = Limits()
+DEFAULT = Policy()
+
+
+def make_policy(given: Policy | dict[str, Any] | None) -> Policy:
+    """A Policy from a recipe's mapping; unknown names and values are the user's error."""
+    if given is None:
+        return DEFAULT
+    if isinstance(given, Policy):
+        return given
+    return _from_items(tuple(sorted(given.items())))
+
+
+@lru_cache(maxsize=256)
+def _from_items(items: tuple[tuple[str, Any], ...]) -> Policy:
+    hints = get_type_hints(Policy)
+    names = [field.name for field in fields(Policy)]
+    for name, value in items:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"math policy: unknown field {name!r}{hint}\n  known: {', '.join(names)}")
+        allowed = get_args(hints[name])
+        if allowed and value not in allowed:
+            raise UserError(f"math policy: {name} = {value!r}; allowed: {', '.join(map(repr, allowed))}")
+        if not allowed and type(value) is not hints[name]:
+            raise UserError(f"math policy: {name} = {value!r}; a {hints[name].__name__} is wanted")
+    return Policy(**dict(items))

@@ -1,0 +1,306 @@
+"""From trees to answers: names set apart from values, plus-minus written out, units set apart from
+numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import product
+
+from onebase.verifiers import math_tree as T
+from onebase.verifiers.math_exact import NotRational, TooBig, rational
+from onebase.verifiers.math_numeric import NoValue, close, constant_value, is_constant, same_constant
+from onebase.verifiers.math_tree import Node, ops
+from onebase.verifiers.math_units import COUNT_WORDS, unit_of
+
+
+class FalseChain(ValueError):
+    """`7 = 5`: a chain of equations that is not true cannot be an answer."""
+
+
+@dataclass(slots=True)
+class Item:
+    """One answer: its value, the name it was given (`x` in x = 5), and a stated approximation."""
+
+    value: Node
+    name: Node | None = None
+    approx: Node | None = None
+
+
+def strip(node: Node) -> Node:
+    """Without round brackets and without brackets round a single matrix."""
+    while True:
+        if node.op == "paren" or (node.op == "list" and len(node.args) == 1):
+            node = node.args[0]
+        elif node.op in ("add", "mul") and any(part.op == "matrix" for part in node.args):
+            combined = matrix_value(node)
+            if combined is None:
+                return node
+            node = combined
+        elif node.op == "tuple" and len(node.args) == 3 and strip(node.args[2]).op == "matrix":
+            node = node.args[2]
+        else:
+            return node
+
+
+def matrix_value(node: Node) -> Node | None:
+    """A sum or product in which matrices take part, carried out entry by entry; None when the shapes do not
+    fit."""
+    parts = [strip(part) for part in node.args]
+    total = parts[0]
+    for part in parts[1:]:
+        shapes = total.op == "matrix", part.op == "matrix"
+        if shapes == (True, True):
+            combined = _add_matrices(total, part) if node.op == "add" else _multiply_matrices(total, part)
+        elif node.op == "mul" and any(shapes):
+            factor, matrix = (total, part) if shapes[1] else (part, total)
+            cells = [T.mul(factor, cell) for cell in matrix.args[1:]]
+            combined = Node("matrix", (matrix.args[0], *cells))
+        else:
+            combined = getattr(T, node.op)(total, part) if not any(shapes) else None
+        if combined is None:
+            return None
+        total = combined
+    return total if total.op == "matrix" else None
+
+
+def _add_matrices(left: Node, right: Node) -> Node | None:
+    if left.args[0] != right.args[0] or len(left.args) != len(right.args):
+        return None
+    cells = [T.add(a, b) for a, b in zip(left.args[1:], right.args[1:], strict=True)]
+    return Node("matrix", (left.args[0], *cells))
+
+
+def _multiply_matrices(left: Node, right: Node) -> Node | None:
+    inner, columns = left.args[0], right.args[0]
+    rows = (len(left.args) - 1) // inner
+    if (len(right.args) - 1) // columns != inner or rows * columns * inner > 512:
+        return None
+    a, b = left.args[1:], right.args[1:]
+    cells = [
+        T.add(*(T.mul(a[i * inner + k], b[k * columns + j]) for k in range(inner)))
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    return Node("matrix", (columns, *cells))
+
+
+def is_name(node: Node, lenient: bool) -> bool:
+    """Whether `node = value` only names the value: a symbol, f(x), |AB|, a ratio of segments.  `lenient` also
+    takes sums and powers of symbols without coefficients, which a completion may state as what it
+    computed."""
+    node = node if node.op == "paren" else strip(node)
+    if node.op in ("sym", "text") or (node.op == "const" and node.args[0] in ("e", "i")):
+        return True
+    if node.op == "mul":
+        first = node.args[0]
+        applied = (
+            is_name(first, lenient) and len(node.args) == 2 and node.args[1].op in ("paren", "tuple", "num")
+        )
+        if applied and node.args[1].op != "num":
+            return True
+        return all(is_name(part, lenient) for part in node.args)
+    if node.op == "pow":
+        if node.args[1] == T.MINUS_ONE:
+            return is_name(node.args[0], lenient)
+        return lenient and is_name(node.args[0], lenient) and node.args[1].op == "num"
+    if node.op in ("ratio", "tuple", "list", "paren"):
+        return all(is_name(part, lenient) for part in T.children(node))
+    if node.op == "fn":
+        return node.args[0] != "root" and all(is_name(part, lenient) for part in T.children(node))
+    return lenient and node.op == "add" and all(is_name(_unsigned(part), lenient) for part in node.args)
+
+
+def _unsigned(node: Node) -> Node:
+    if node.op == "mul" and node.args[0] == T.MINUS_ONE:
+        return T.mul(*node.args[1:])
+    return node
+
+
+def item(node: Node, lenient: bool) -> Item:
+    """Sets name and value apart; raises FalseChain on an untrue chain of constants."""
+    node = strip(node)
+    if node.op != "rel":
+        return Item(node)
+    names, terms = node.args[0], list(node.args[1:])
+    if names == ("in",) and is_name(terms[0], True):
+        return Item(strip(terms[1]), terms[0])
+    if not set(names) <= {"=", "~"}:
+        return Item(node)
+    if len(terms) > 2 or all(is_constant(term) for term in terms):
+        _check_chain(names, terms)
+    approx = None
+    if "~" in names and (cut := names.index("~")) > 0:
+        approx, terms, names = strip(terms[-1]), terms[: cut + 1], names[:cut]
+    elif "~" in names and not is_name(terms[0], lenient) and _determined(terms[0]):
+        return Item(strip(terms[0]), approx=strip(terms[-1]))
+    if len(terms) == 1:
+        return Item(strip(terms[0]), approx=approx)
+    first, last = strip(terms[0]), strip(terms[-1])
+    if is_name(first, lenient):
+        return Item(last, terms[0], approx)
+    if len(terms) == 2 and is_name(last, False) and not T.symbols(first):
+        return Item(first, terms[-1], approx)
+    if _determined(first) and not T.symbols(last):
+        return Item(last, approx=approx)
+    return Item(node, approx=approx)
+
+
+def _determined(node: Node) -> bool:
+    """A value and no unknown: a constant, or a sum, integral or limit whose only letters are bound."""
+    return not T.symbols(node) or "big" in ops(node)
+
+
+def _check_chain(names: tuple[str, ...], terms: list[Node]) -> None:
+    for name, left, right in zip(names, terms[:-1], terms[1:], strict=True):
+        if not (is_constant(left) and is_constant(right)) or "pct" in ops(left) | ops(right):
+            continue
+        try:
+            if name == "=":
+                true = same_exact(left, right) or _rounds(left, right)
+            else:
+                true = close(constant_value(left), constant_value(right), 1)
+        except (NoValue, TooBig, ZeroDivisionError):
+            continue
+        if not true:
+            raise FalseChain(f"the chain states an untrue {'equation' if name == '=' else 'approximation'}")
+
+
+def same_exact(left: Node, right: Node) -> bool:
+    try:
+        return rational(left) == rational(right)
+    except (NotRational, TooBig):
+        return same_constant(left, right) or same_constant(left, right, natural_log=False)
+
+
+def _rounds(left: Node, right: Node) -> bool:
+    """`2/3 = 0.667`: an equals sign before a rounding is sloppy, not false."""
+    return right.op == "dec" and right.args[1] >= 3 and rounds_to(left, right)
+
+
+def rounds_to(exact: Node, typed: Node) -> bool:
+    """Whether the decimal `typed` is `exact` rounded (or cut off) at its last digit."""
+    value, _, decimals = typed.args
+    try:
+        difference = abs(rational(exact) - value)
+    except (NotRational, TooBig):
+        from onebase.verifiers.math_numeric import as_fraction, context
+
+        number = constant_value(exact)
+        if abs(context().im(number)) > 1e-30:
+            return False
+        difference = abs(as_fraction(number) - value)
+    unit = Fraction(1, 10**decimals) if decimals >= 0 else Fraction(10**-decimals)
+    return difference <= unit / 2 or (difference < unit and typed.args[1] >= 8)
+
+
+def expand_signs(node: Node) -> list[Node]:
+    """Writes plus-minus out.  With a minus-plus all signs move together, else each is free (three at
+    most)."""
+    found = ops(node) & {"pm", "mp"}
+    if not found:
+        return [node]
+    count = sum(part.op in ("pm", "mp") for part in T.walk(node))
+    if "mp" in found or count > 3:
+        return [_signed(node, [sign] * count, [0]) for sign in (1, -1)]
+    return [_signed(node, list(signs), [0]) for signs in product((1, -1), repeat=count)]
+
+
+def _signed(node: Node, signs: list[int], used: list[int]) -> Node:
+    if node.op in ("pm", "mp"):
+        sign = signs[used[0]]
+        used[0] += 1
+        return T.num(sign if node.op == "pm" else -sign)
+    if not any(isinstance(arg, Node) for arg in node.args):
+        return node
+    return T.rebuild(node, [_signed(a, signs, used) if isinstance(a, Node) else a for a in node.args])
+
+
+@dataclass(slots=True)
+class Quantity:
+    """A number and what was written beside it."""
+
+    number: Node
+    dimensions: dict[str, int] = field(default_factory=dict)
+    factor: Fraction = Fraction(1)
+    percent: bool = False
+    degrees: bool = False
+    words: bool = False
+
+
+def quantity(node: Node) -> Quantity:
+    """Splits units, percent and degree marks off a product."""
+    node = strip(node)
+    if node.op not in ("mul", "unit"):
+        return Quantity(node)
+    parts = _flat(node)
+    if not any(_is_mark(part) for part in parts):
+        return Quantity(node)
+    if (total := _compound(parts)) is not None:
+        return total
+    found, numbers = Quantity(T.ONE), []
+    for part in parts:
+        base, exponent = (part.args[0], part.args[1]) if part.op == "pow" else (part, T.ONE)
+        if part.op == "pct":
+            found.percent = True
+        elif part.op == "deg":
+            found.degrees = True
+        elif part.op == "text":
+            found.words = True
+        elif base.op == "unit":
+            _add_unit(found, base.args[0], exponent)
+        else:
+            numbers.append(part)
+    _square(found, parts)
+    found.number = strip(T.mul(*numbers)) if numbers else T.ONE
+    return found
+
+
+def _is_mark(part: Node) -> bool:
+    return part.op in ("unit", "pct", "deg", "text") or (part.op == "pow" and part.args[0].op == "unit")
+
+
+def _flat(node: Node) -> list[Node]:
+    if node.op != "mul":
+        return [node]
+    return [leaf for part in node.args for leaf in _flat(strip(part) if _has_mark(part) else part)]
+
+
+def _has_mark(node: Node) -> bool:
+    return bool(ops(node) & {"unit", "pct", "deg", "text"})
+
+
+def _add_unit(found: Quantity, name: str, exponent: Node) -> None:
+    if name in COUNT_WORDS:
+        return
+    known = unit_of(name)
+    if known is None or exponent.op != "num" or exponent.args[0].denominator != 1:
+        found.words = True
+        return
+    times = int(exponent.args[0])
+    for dimension, count in known[0].items():
+        found.dimensions[dimension] = found.dimensions.get(dimension, 0) + count * times
+    found.factor *= known[1] ** times
+
+
+def _square(found: Quantity, parts: list[Node]) -> None:
+    """`square feet`, `cubic cm`: the word before the unit raises it."""
+    names = [part.args[0] for part in parts if part.op == "unit"]
+    times = 2 if {"square", "sq"} & set(names) else 3 if {"cubic", "cu"} & set(names) else 1
+    if times > 1 and found.dimensions == {"length": 1}:
+        found.dimensions, found.factor = {"length": times}, found.factor**times
+
+
+def _compound(parts: list[Node]) -> Quantity | None:
+    """`5 feet 3 inches`: numbers and units of one dimension in turn, summed in the base unit."""
+    if len(parts) < 4 or len(parts) % 2 or any(part.op not in ("num", "dec") for part in parts[::2]):
+        return None
+    total, dimension = Fraction(0), None
+    for number, unit in zip(parts[::2], parts[1::2], strict=True):
+        known = unit_of(unit.args[0]) if unit.op == "unit" else None
+        if known is None or (dimension is not None and known[0] != dimension):
+            return None
+        dimension = known[0]
+        total += number.args[0] * known[1]
+    assert dimension is not None
+    return Quantity(T.num(total), dimension)
