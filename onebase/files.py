@@ -120,6 +120,16 @@ def settle(path: Path) -> Path | None:
     return path if path.is_dir() else None
 
 
+def settle_all(folder: Path) -> None:
+    """`settle` for everything directly in `folder` that a killed writer left aside."""
+    for what in ("part", "next", "old"):
+        for rest in folder.glob(f".*.{what}"):
+            if rest.is_dir():
+                settle(folder / rest.name[1:].removesuffix(f".{what}"))
+            else:
+                rest.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder to write into; when left without an error, it takes the place of `path`.

@@ -16,7 +16,7 @@ def main(what: str) -> int:
         columns: tuple[str, ...] = ("recipe", "what it is")
         rows = recipes()
     elif what == "worlds":
-        columns, rows = ("world", "what it asks"), worlds()
+        columns, rows = ("world", "what it asks", "styles"), worlds()
     elif what == "verifiers":
         columns, rows = ("verifier", "what it judges"), verifiers()
     else:
@@ -56,11 +56,16 @@ def recipes() -> list[tuple[str, ...]]:
 
 
 def worlds() -> list[tuple[str, ...]]:
-    from onebase import worlds as package
-    from onebase.recipe_checks import world_names
+    from onebase.worlds import FAMILIES
 
-    families = getattr(package, "FAMILIES", {})
-    return [(name, first_line(getattr(families[name], "__doc__", ""))) for name in world_names()]
+    return [
+        (
+            name,
+            f"{family.description} (default {family.default[0]} to {family.default[1]})",
+            ", ".join(family.styles),
+        )
+        for name, family in sorted(FAMILIES.items())
+    ]
 
 
 def verifiers() -> list[tuple[str, ...]]:

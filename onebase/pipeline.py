@@ -164,8 +164,8 @@ def _known(recipe: Recipe, stages: list[str] | None) -> list[str] | None:
 def _run_stage(recipe: Recipe, name: str, folder: Path, device: str, quiet: bool) -> None:
     stage, own = recipe.stages[name], folder / name
     own.mkdir(parents=True, exist_ok=True)
-    for part in ("checkpoint", "state"):
-        files.settle(own / part)
+    for part in (own, own / "state"):
+        files.settle_all(part)
     stage_state.write_made(recipe, folder, name)
     main = importlib.import_module(MAIN[stage.kind]).main
     started = time.monotonic()

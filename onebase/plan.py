@@ -222,7 +222,8 @@ def _size(recipe: Recipe, origin: str) -> Size | None:
         if init is None:
             if recipe.stages[seen].kind != "pretrain":
                 return None
-            return size_of(recipe.model.model_copy(update={"vocab_size": recipe.tokenizer.vocab_size}))
+            vocab = -(-recipe.tokenizer.vocab_size // 8) * 8  # at most; rounded up as pretrain/train.py does
+            return size_of(recipe.model.model_copy(update={"vocab_size": vocab}))
         seen = init
     folder = Path(seen).expanduser()
     inner = folder / "checkpoint"

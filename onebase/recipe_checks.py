@@ -95,15 +95,31 @@ def _source_faults(source: Source, document: Document, keys: Keys) -> Iterator[s
             document, (*keys, "path"), text + (f"\n  did you mean: {path.parent / name}" if name else "")
         )
     if source.world is not None:
-        worlds = world_names()
-        if source.world not in worlds:
-            text = f"given {given(source.world)}: no such world\n  allowed: {listed(worlds)}"
-            yield _fault(document, (*keys, "world"), text + hint(source.world, worlds))
+        yield from _world_faults(source, document, keys)
     if source.rows is not None and not 0 <= source.rows[0] < source.rows[1]:
         text = f"given {list(source.rows)}\n  allowed: [start, stop), 0 <= start < stop"
         yield _fault(document, (*keys, "rows"), text)
-    if source.difficulty is not None and source.difficulty[0] > source.difficulty[1]:
-        text = f"given {list(source.difficulty)}\n  allowed: [lowest, highest]"
+
+
+def _world_faults(source: Source, document: Document, keys: Keys) -> Iterator[str]:
+    from onebase import worlds
+
+    family = worlds.FAMILIES.get(str(source.world))
+    if family is None:
+        text = f"given {given(source.world)}: no such world\n  allowed: {listed(world_names())}"
+        yield _fault(document, (*keys, "world"), text + hint(str(source.world), world_names()))
+        return
+    if source.split not in worlds.SPLITS:
+        text = f"given {given(source.split)}\n  allowed: {listed(worlds.SPLITS)}"
+        yield _fault(document, (*keys, "split"), text + hint(source.split, worlds.SPLITS))
+    styles = ("direct", *family.styles)
+    for style in source.styles:
+        if style not in styles:
+            text = f"world {family.name} has no such style\n  allowed: {listed(styles)}"
+            yield _fault(document, (*keys, "styles", style), text + hint(style, styles))
+    low, high = family.allowed
+    if source.difficulty is not None and not low <= source.difficulty[0] <= source.difficulty[1] <= high:
+        text = f"given {list(source.difficulty)}\n  allowed: [lowest, highest] within {low} to {high}"
         yield _fault(document, (*keys, "difficulty"), text)
 
 
@@ -136,4 +152,4 @@ def world_names() -> list[str]:
     """Families of generated problems."""
     from onebase import worlds
 
-    return sorted(getattr(worlds, "FAMILIES", ()))
+    return sorted(worlds.FAMILIES)

@@ -105,6 +105,17 @@ def test_every_moment_of_the_exchange(tmp_path: Path, moment: int, monkeypatch: 
     assert (target / "a").read_text() == "later" and [p.name for p in tmp_path.iterdir()] == ["c"]
 
 
+def test_what_a_kill_left_aside_is_cleared(tmp_path: Path) -> None:
+    for name in (".a.part", ".b.next", ".c.old", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "name").write_text(name)
+    (tmp_path / ".file.part").write_text("half")
+    files.settle_all(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "c"]
+    assert (tmp_path / "c" / "name").read_text() == "c"
+    files.settle_all(tmp_path / "not there")
+
+
 def test_an_error_inside_keeps_the_old_folder(tmp_path: Path) -> None:
     with files.atomic_folder(tmp_path / "c") as folder:
         (folder / "a").write_text("1")

@@ -1,6 +1,8 @@
 """A recipe is read strictly: every fault with its place, what was given, what is allowed, the nearest
 name."""
 
+# ruff: noqa: E501  (the table of faults is read line by line)
+
 from __future__ import annotations
 
 import math
@@ -129,6 +131,10 @@ FAULTS: list[tuple[str, str, str, list[str]]] = [
         "no_such",
         ["stages.base.data.0.world", "no such world"],
     ),
+    ("{path: corpus.txt}", "{world: chain, split: tran}", "tran}", ["data.0.split", "did you mean: train"]),
+    ("{path: corpus.txt}", "{world: chain, styles: {stesp: 1}}", "stesp", ["styles.stesp", "mean: steps"]),
+    ("{path: corpus.txt}", "{world: chain, difficulty: [9, 3]}", "[9, 3]", ["0.difficulty", "1 to 64"]),
+    ("{path: corpus.txt}", "{world: chian}", "chian", ["data.0.world", "did you mean: chain"]),
     (
         "    init: base\n    data:\n      - {stage",
         "    data:\n      - {stage",
