@@ -42,8 +42,8 @@ def maj_at_k(answers: Sequence[str | None], correct: Sequence[bool]) -> float:
     """Chance that the most frequent answer is correct.
 
     A completion without an answer (None) has no vote; no votes at all count 0.  Answers tied for the first
-    place are drawn from evenly, so the value is the mean of their correctness.  Equal answers that were judged
-    differently (a verifier that also looks at the way there) count with their mean.
+    place are drawn from evenly, so the value is the mean of their correctness.  Equal answers that were
+    judged differently (a verifier that also looks at the way there) count with their mean.
     """
     assert len(answers) == len(correct), f"{len(answers)=} {len(correct)=}"
     votes = Counter(a for a in answers if a is not None)
