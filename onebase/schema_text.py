@@ -37,10 +37,12 @@ def text(kind: str) -> str:
             f"schema --text {kind}: no such kind\n  allowed: {listed(allowed)}" + hint(kind, allowed)
         )
     head = " ".join((section.__doc__ or "").split()) if section is not Recipe else "A recipe."
-    return "\n".join([f"{kind}: {head}", "", *_lines(section, 0)])
+    return "\n".join([f"{kind}: {head}", "", *_lines(section, None, 0)])
 
 
-def _lines(section: type[BaseModel], depth: int) -> Iterator[str]:
+def _lines(section: type[BaseModel], made: BaseModel | None, depth: int) -> Iterator[str]:
+    """`made` is the section as its parent makes it by default: an sft stage's `optim.lr` is not Optim's
+    own."""
     for name, field in section.model_fields.items():
         if name == "stages":
             yield f"stages{'':<18} by name; `onebase schema --text KIND` with one of {listed(stage_kinds())}"
@@ -48,11 +50,18 @@ def _lines(section: type[BaseModel], depth: int) -> Iterator[str]:
         inner = _section(field.annotation)
         head = "  " * depth + name
         doc = " ".join((field.description or "").split())
-        yield f"{head:<24} {_kind(field)}{_default(field, inner)}" + (f"\n{'':<24}   {doc}" if doc else "")
+        yield f"{head:<24} {_kind(field)}{_default(field, inner, getattr(made, name, None))}" + (
+            f"\n{'':<24}   {doc}" if doc else ""
+        )
         if inner is not None and inner is not ModelConfig:
-            yield from _lines(inner, depth + 1)
+            yield from _lines(inner, _made(field, made, name), depth + 1)
         elif inner is ModelConfig:
             yield f"{'':<24}   `onebase schema --text model`"
+
+
+def _made(field: FieldInfo, parent: BaseModel | None, name: str) -> BaseModel | None:
+    value = getattr(parent, name, field.default)
+    return value if isinstance(value, BaseModel) else None
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
@@ -89,10 +98,11 @@ def _name(annotation: Any) -> str:
     return words.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
-def _default(field: FieldInfo, inner: type[BaseModel] | None) -> str:
+def _default(field: FieldInfo, inner: type[BaseModel] | None, made: Any) -> str:
     if field.is_required():
         return ", required"
     if field.default is PydanticUndefined or isinstance(field.default, BaseModel):
         return ""
-    value = list(field.default) if isinstance(field.default, tuple) else field.default
+    value = field.default if made is None else made
+    value = list(value) if isinstance(value, tuple) else value
     return f", default {json.dumps(value)}" if value not in ([], {}) or inner is None else ""
