@@ -36,6 +36,9 @@ _MATH = re.compile(
 )
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
 _MATH_MARKS = re.compile(r"\$|\\[\[\](),;:!]|\\(?:q?quad|text(?:rm|bf)?|mathrm)(?![A-Za-z])|[{}*~\n]|&")
+_SENTENCE_END = re.compile(
+    r"(?<=[^\d\s])\.(?=\s|$)|(?<=\d)\.(?=\s|$)|\n|。|(?<=\s)because\b|,\s+(?=which|so|since|it|not)\b"
+)
 _TAIL = 6_000
 
 
@@ -167,7 +170,8 @@ def _letter(text: str) -> str | None:
     patterns = (
         r"(?:answer|choice|option|réponse|答案)\b[^.\n]{0,30}?\b(?:is|:|est|be)?\s*(?:for sure\s+|definitely\s+)?"
         r"\(?\**([A-J])\**\)?(?![A-Za-z'])",
-        r"(?:think|therefore|thus|so|hence|choose|pick|select)\b[^.\n]{0,30}?\b(?:it'?s|is)?\s*\(?\**([A-J])\**\)?(?![A-Za-z'])",
+        r"(?:think|therefore|thus|so|hence|choose|pick|select)\b[^.\n]{0,30}?\b(?:it'?s|is)?\s*"
+        r"\(?\**([A-J])\**\)?(?![A-Za-z'])",
     )
     for pattern in patterns:
         found = [m for m in re.finditer(pattern, text[-2000:], re.I) if m.group(1).isupper()]
@@ -192,13 +196,8 @@ def _after_mark(text: str) -> Extraction | None:
         after = rest.lstrip("*( ")[math.end() :]
         if not re.match(r"\s*(?:or|and)\b", after):
             return Extraction(_math_text(math), "after the answer mark")
-    sentence = re.split(
-        r"(?<=[^\d\s])\.(?=\s|$)|(?<=\d)\.(?=\s|$)|\n|。|(?<=\s)because\b|,\s+(?=which|so|since|it|not)\b",
-        rest,
-    )[0]
-    sentence = re.sub(
-        r"^(?:is|:|equal to|equals|approximately|about)\s+", "", sentence.strip(" *`"), flags=re.I
-    )
+    sentence = _SENTENCE_END.split(rest)[0].strip(" *`")
+    sentence = re.sub(r"^(?:is|:|equal to|equals|approximately|about)\s+", "", sentence, flags=re.I)
     if choice_letter(sentence) or _short(sentence):
         return Extraction(_bare(sentence), "after the answer mark")
     maths = list(_MATH.finditer(sentence))

@@ -28,15 +28,16 @@ class Token(NamedTuple):
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-")
 _GREEK = {
-    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "ζ": "zeta", "η": "eta", "θ": "theta",
-    "κ": "kappa", "λ": "lambda", "μ": "mu", "ν": "nu", "ξ": "xi", "π": "pi", "ρ": "rho", "σ": "sigma", "τ": "tau",
-    "φ": "phi", "ϕ": "phi", "χ": "chi", "ψ": "psi", "ω": "omega", "Γ": "Gamma", "Δ": "Delta", "Θ": "Theta",
-    "Λ": "Lambda", "Σ": "Sigma", "Φ": "Phi", "Ψ": "Psi", "Ω": "Omega",
+    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "ζ": "zeta", "η": "eta",
+    "θ": "theta", "κ": "kappa", "λ": "lambda", "μ": "mu", "ν": "nu", "ξ": "xi", "π": "pi", "ρ": "rho",
+    "σ": "sigma", "τ": "tau", "φ": "phi", "ϕ": "phi", "χ": "chi", "ψ": "psi", "ω": "omega", "Γ": "Gamma",
+    "Δ": "Delta", "Θ": "Theta", "Λ": "Lambda", "Σ": "Sigma", "Φ": "Phi", "Ψ": "Psi", "Ω": "Omega",
 }  # fmt: skip
 _SYMBOLS = {
     "∞": "\\infty", "×": "\\times", "÷": "\\div", "·": "\\cdot", "⋅": "\\cdot", "∙": "\\cdot", "•": "\\cdot",
     "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "≤": "\\le", "⩽": "\\le", "≥": "\\ge", "⩾": "\\ge",
-    "≠": "\\ne", "≈": "\\approx", "∪": "\\cup", "∩": "\\cap", "∈": "\\in", "∅": "\\emptyset", "°": "^\\circ",
+    "≠": "\\ne", "≈": "\\approx",
+    "∪": "\\cup", "∩": "\\cap", "∈": "\\in", "∅": "\\emptyset", "°": "^\\circ",
     "º": "^\\circ", "±": "\\pm", "∓": "\\mp", "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "ℕ": "\\mathbb{N}",
     "ℚ": "\\mathbb{Q}", "ℂ": "\\mathbb{C}", "…": "\\ldots", "∠": "\\angle", "∖": "\\setminus", "′": "'", "’": "'",
     "⌊": "\\lfloor", "⌋": "\\rfloor", "⌈": "\\lceil", "⌉": "\\rceil", "½": "\\frac{1}{2}", "⅓": "\\frac{1}{3}",
@@ -83,7 +84,7 @@ def clean(text: str) -> str:
         text = _SUB.sub(lambda m: "_{" + m.group().translate(_SUBSCRIPTS) + "}", text)
         text = _ROOTS.sub(lambda m: "\\sqrt{" + m.group(1) + "}", text).replace("√", "\\sqrt ")
         text = re.sub(r"(?<=\d)[½⅓⅔¼¾]", lambda m: " " + _SYMBOLS[m.group()], text)
-        text = re.sub(r"°\s*([CF])(?![A-Za-z])", lambda m: "\\text{%s}" % _TEMPERATURE[m.group(1)], text)
+        text = re.sub(r"°\s*([CF])(?![A-Za-z])", _temperature, text)
     text = _GLUE.sub("", text.replace("\\$", " \\dollar "))
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text.translate(_CHARACTERS))
@@ -101,14 +102,14 @@ _TEMPERATURE = {"C": "celsius", "F": "fahrenheit"}
 
 
 def _temperature(match: re.Match[str]) -> str:
-    return "\\text{%s}" % _TEMPERATURE[match.group(1)]
+    return f"\\text{{{_TEMPERATURE[match.group(1)]}}}"
 
 
 _TOKEN = re.compile(
     r"(?P<space>\s+)"
     r"|(?P<num>(?:\d+(?:\.(?!\d*\.\.)\d*)?|\.\d+)(?:[eE][+-]?\d+(?![\w.]))?)"
     r"|(?P<text>\\(?:text(?:bf|rm|it|normal|sf|tt)?|mathrm|mathbf|mathit|mathsf|mbox|hbox|operatorname\*?|bm|boldsymbol"
-    r"|mathbb|mathcal)\s*(?=\{|[A-Za-z]))"
+    r"|mathbb|mathcal)(?![A-Za-z])\s*(?=\{|[A-Za-z]))"
     r"|(?P<env>\\(?:begin|end)\s*\{\s*(?P<name>[a-zA-Z]+\*?)\s*\}(?:\{[clr| ]*\})?)"
     r"|(?P<cmd>\\(?:[A-Za-z]+|[^A-Za-z]))"
     r"|(?P<rel><=|>=|=<|=>|!=|<>|==|:=|\.\.\.+)"
@@ -124,11 +125,12 @@ _REPEAT = re.compile(
 _DOTTED = re.compile(r"(?<![\d.])(\d{0,40})\.(\d{0,40}?)(\d{1,4})\3\3{1,40}\s*(?:\\l?dots|\\cdots|\.\.\.)")
 _CONNECTORS = {"and", "or", "und", "et"}
 FUNCTIONS = {
-    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc", "asin",
-    "acos", "atan", "acot", "asec", "acsc", "sinh", "cosh", "tanh", "coth", "sech", "csch", "arcsinh", "arccosh",
-    "arctanh", "arsinh", "arcosh", "artanh", "asinh", "acosh", "atanh", "ln", "log", "lg", "exp", "sqrt", "cbrt",
-    "abs", "floor", "ceil", "ceiling", "max", "min", "gcd", "lcm", "binom", "binomial", "factorial", "sgn", "sign",
-    "det", "mod", "root", "arg", "lb", "Re", "Im", "erf", "Gamma", "pow",
+    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc",
+    "asin", "acos", "atan", "acot", "asec", "acsc", "sinh", "cosh", "tanh", "coth", "sech", "csch",
+    "arcsinh", "arccosh", "arctanh", "arsinh", "arcosh", "artanh", "asinh", "acosh", "atanh", "ln", "log",
+    "lg", "exp", "sqrt", "cbrt", "abs", "floor", "ceil", "ceiling", "max", "min", "gcd", "lcm", "binom",
+    "binomial", "factorial", "sgn", "sign", "det", "mod", "root", "arg", "lb", "Re", "Im", "erf", "Gamma",
+    "pow",
 }  # fmt: skip
 WORDS = FUNCTIONS | {"pi", "oo", "inf", "infty", "infinity", "Infinity", "percent", "pct", "percentage"}
 WORDS |= {
@@ -199,6 +201,9 @@ def _word(value: str, spaced: bool, after_number: bool, tokens: list[Token]) -> 
     subscripted = previous is not None and previous.kind == "op" and previous.value == "_"
     if value.lower() in _CONNECTORS:
         tokens.append(Token("sep", value.lower(), spaced))
+    elif glued := re.fullmatch(r"(and|or)([A-Z]+)", value):
+        tokens.append(Token("sep", glued.group(1), spaced))
+        _word(glued.group(2), False, False, tokens)
     elif subscripted:
         tokens.append(Token("word", value, spaced))
     elif value in WORDS or value.lower() in FUNCTIONS:

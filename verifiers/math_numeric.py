@@ -29,7 +29,7 @@ def context() -> Any:
     """This thread's mpmath context."""
     found = getattr(_local, "context", None)
     if found is None:
-        from mpmath.ctx_mp import MPContext
+        from mpmath.ctx_mp import MPContext  # type: ignore[import-untyped]
 
         found = _local.context = MPContext()
     return found
@@ -179,7 +179,7 @@ def _binomial(mp: Any, n: Any, k: Any) -> Any:
 
 
 _TABLE: dict[str, Any] = {
-    **{name: (lambda mp, x, _n=name: getattr(mp, _n)(x)) for name in (
+    **{n: (lambda mp, x, _n=n: getattr(mp, _n)(x)) for n in (
         "sin cos tan cot sec csc asin acos atan acot asec acsc sinh cosh tanh coth sech csch asinh acosh atanh "
         "exp floor ceil sign log10 factorial erf arg re im"
     ).split()},
