@@ -36,6 +36,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 def validate(document: Document) -> Recipe:
     _expand_home(document.data)
+    _complete_sections(document.data)
     try:
         recipe = Recipe.model_validate_json(json.dumps(document.data), strict=True)
     except ValidationError as error:
@@ -83,6 +84,17 @@ def _expand_home(value: Any) -> None:
     elif isinstance(value, list):
         for child in value:
             _expand_home(child)
+
+
+def _complete_sections(data: dict[str, Any]) -> None:
+    """A section given in part keeps the rest of its stage's defaults: `optim: {warmup: 5}` in a grpo stage
+    leaves the learning rate at a grpo stage's default, not at that of Optim itself."""
+    stages = data.get("stages")
+    for stage in stages.values() if isinstance(stages, dict) else ():
+        section = stage_section(stage.get("kind")) if isinstance(stage, dict) else None
+        for name, field in section.model_fields.items() if section else ():
+            if isinstance(field.default, BaseModel) and isinstance(stage.get(name), dict):
+                stage[name] = field.default.model_dump(mode="json") | stage[name]
 
 
 # Faults that pydantic finds, in our words.

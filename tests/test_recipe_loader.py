@@ -318,6 +318,12 @@ def test_scalars(folder: Path, text: str, value: Any) -> None:
     assert read == value and type(read) is type(value)
 
 
+def test_section_given_in_part_keeps_its_stage_s_defaults(folder: Path) -> None:
+    recipe = load(write(folder, GOOD), ["stages.zero.optim.warmup=5", "stages.v3.optim={clip: 2}"])
+    assert (recipe.stages["zero"].optim.lr, recipe.stages["zero"].optim.weight_decay) == (1e-6, 0.0)
+    assert (recipe.stages["v3"].optim.lr, recipe.stages["v3"].optim.clip) == (1e-4, 2)
+
+
 def test_keys_stay_as_written(folder: Path) -> None:
     assert yaml_places.read(write(folder, "no: 1\n1: 2\ntrue: 3\n")).data == {"no": 1, "1": 2, "true": 3}
 
