@@ -13,10 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from onebase import jsonl_zst
 from onebase.data import problem_rows
 from onebase.errors import UserError
 from onebase.files import atomic_write
@@ -78,7 +79,10 @@ def main(run: StageRun) -> dict[str, float]:
             found = {"key": key, "numbers": _one_model(run, stage, label, origin, rows, files[label], turn)}
             atomic_write(files[label].with_suffix(".json"), to_json(found))
         results[label] = found["numbers"]
-    atomic_write(run.folder / "samples.jsonl.zst", _joined(files.values()))
+    atomic_write(
+        run.folder / "samples.jsonl.zst",
+        jsonl_zst.pack(row for path in files.values() for row in jsonl_zst.read(path)),
+    )
     data = {
         "sources": [s.model_dump(mode="json", exclude_defaults=True) for s in stage.data],
         "problems": len(rows),
@@ -150,7 +154,8 @@ def _one_model(
     if result["errors"] or result["errors_sampled"]:
         errors = result["errors"] + result["errors_sampled"]
         run.log.event("verifier_errors", model=label, count=errors, of=len(one) + len(several))
-    _write_samples(samples, label, one, several)
+    records = [_record(label, "greedy", r) for r in one] + [_record(label, "sampled", r) for r in several]
+    atomic_write(samples, jsonl_zst.pack(records))
     return result
 
 
@@ -176,19 +181,6 @@ def _files(folder: Path, labels: list[str]) -> dict[str, Path]:
     return names
 
 
-def _write_samples(
-    path: Path, label: str, one: Sequence[ScoredRollout], several: Sequence[ScoredRollout]
-) -> None:
-    import zstandard
-
-    lines = [
-        json.dumps(_record(label, kind, r), ensure_ascii=False)
-        for kind, rollouts in (("greedy", one), ("sampled", several))
-        for r in rollouts
-    ]
-    atomic_write(path, zstandard.ZstdCompressor(level=6).compress(("\n".join(lines) + "\n").encode()))
-
-
 def _record(label: str, kind: str, r: ScoredRollout) -> dict[str, Any]:
     verdicts = {
         name: {"reward": v.reward, "error": v.error, "reason": v.reason}
@@ -211,27 +203,10 @@ def _record(label: str, kind: str, r: ScoredRollout) -> dict[str, Any]:
     }
 
 
-def _read_samples(path: Path) -> list[dict[str, Any]]:
-    import zstandard
-
-    return [
-        json.loads(line) for line in zstandard.decompress(path.read_bytes()).decode().splitlines() if line
-    ]
-
-
-def _joined(paths: Iterable[Path]) -> bytes:
-    """All models' completions as one zstd frame (readers of several frames are rare)."""
-    import zstandard
-
-    packer = zstandard.ZstdCompressor(level=6).compressobj()
-    parts = [packer.compress(zstandard.decompress(path.read_bytes())) for path in paths]
-    return b"".join([*parts, packer.flush()])
-
-
 def _sample(files: dict[str, Path]) -> dict[str, Any]:
     """One problem with every model's greedy text: the first on which models differ, else the first."""
     greedy_of = {
-        label: [s for s in _read_samples(path) if s["kind"] == "greedy"] for label, path in files.items()
+        label: [s for s in jsonl_zst.read(path) if s["kind"] == "greedy"] for label, path in files.items()
     }
     some = next(iter(greedy_of.values()))
     differing = [i for i in range(len(some)) if len({of[i]["correct"] for of in greedy_of.values()}) > 1]
