@@ -20,7 +20,7 @@ from onebase.verifiers.math_extract import boxes, extract
 from onebase.verifiers.math_lex import undouble
 from onebase.verifiers.math_parse import readings
 from onebase.verifiers.math_policy import LIMITS, Policy, make_policy
-from onebase.verifiers.math_text import choice_letter, labelled_choice, normal_text
+from onebase.verifiers.math_text import choice_letter, labelled_choice, normal_text, special_text
 from onebase.verifiers.math_tree import Node, ops
 from onebase.verifiers.math_values import FalseChain
 
@@ -82,7 +82,12 @@ def read_gold(answer: str) -> Gold | str:
     if letter is None and (labelled := labelled_choice(text)) is not None:
         letter, content = labelled
     nodes = readings(text)
-    if nodes[0].op == "text" and content is None and (letter is None) and not _is_prose(text):
+    if (
+        nodes[0].op == "text"
+        and content is None
+        and (letter is None)
+        and not (_is_prose(text) or special_text(text))
+    ):
         return f"neither an expression nor words: {text[:80]!r}"
     return Gold(text, nodes, letter, content)
 

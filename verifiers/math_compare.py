@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
+from math import gcd
 
 from onebase.verifiers import math_tree as T
 from onebase.verifiers.math_exact import NotPolynomial, NotRational, TooBig, rational, residues
@@ -94,13 +95,13 @@ def _against_single(
 
 def _names_decide(golds: list[Item], answers: list[Item]) -> bool:
     """`AB = 4, CD = 5` against `4, 5`: without names, the order tells which is which."""
-
-    def distinct(items: list[Item]) -> bool:
-        names = [normal(i.name) for i in items if i.name is not None]
-        return len(names) == len(items) and len(set(names)) == len(names) > 1
-
     none_golds, none_answers = (all(i.name is None for i in items) for items in (golds, answers))
-    return (distinct(golds) and none_answers) or (distinct(answers) and none_golds)
+    return (_named_apart(golds) and none_answers) or (_named_apart(answers) and none_golds)
+
+
+def _named_apart(items: list[Item]) -> bool:
+    names = [_head(i.name) for i in items if i.name is not None]
+    return len(names) == len(items) and len(set(names)) == len(names) > 1
 
 
 def _same_in_order(golds: Sequence[Item], answers: Sequence[Item], policy: Policy) -> bool:
@@ -112,8 +113,10 @@ def _same_in_order(golds: Sequence[Item], answers: Sequence[Item], policy: Polic
 def _same_in_any_order(golds: list[Item], answers: list[Item], policy: Policy) -> bool:
     """Equal as multisets, or as sets once repetitions are dropped.  Exact keys settle nearly all; the few
     that remain are tried pairwise."""
-    rest_answers = {key: a for a in answers for key in [_key(a)]}
-    rest_golds = {key: g for g in golds for key in [_key(g)]}
+    if not (_named_apart(golds) and _named_apart(answers)):
+        golds, answers = [Item(g.value, approx=g.approx) for g in golds], [Item(a.value) for a in answers]
+    rest_answers = {_key(a): a for a in answers}
+    rest_golds = {_key(g): g for g in golds}
     for key in set(rest_answers) & set(rest_golds):
         del rest_answers[key], rest_golds[key]
     if len(rest_answers) > 24 or len(rest_golds) > 24:
@@ -128,9 +131,9 @@ def _same_in_any_order(golds: list[Item], answers: list[Item], policy: Policy) -
 
 
 def _key(entry: Item) -> tuple[object, object]:
-    name = None if entry.name is None or entry.name.op == "sym" else normal(entry.name)
+    name = None if entry.name is None else _head(entry.name)
     try:
-        return (None, rational(entry.value))
+        return (name, rational(entry.value))
     except _NO:
         return (name, normal(entry.value))
 
@@ -153,7 +156,7 @@ def _as_sets(gold: Node, answer: Node, policy: Policy) -> str | None:
 
 
 def _unions(node: Node) -> bool:
-    return bool(ops(node) & {"union", "inter", "minus"}) or any(
+    return bool(ops(node) & {"union", "inter", "minus", "both"}) or any(
         p.op == "rel" and set(p.args[0]) & (ORDER | {"in"}) for p in T.walk(node)
     )
 
@@ -162,7 +165,7 @@ def _set_like(node: Node) -> bool:
     node = strip(node)
     if node.op == "list":
         return all(_set_like(part) for part in node.args)
-    return node.op in ("union", "inter", "minus", "tuple", "set") or node in (
+    return node.op in ("union", "inter", "minus", "both", "tuple", "set") or node in (
         Node("const", ("R",)),
         Node("const", ("empty",)),
     ) or (node.op == "rel" and bool(set(node.args[0]) & (ORDER | {"in"})))  # fmt: skip
@@ -231,7 +234,7 @@ def same_value(gold: Node, answer: Node, policy: Policy) -> str | None:
         return same_answer(gold, answer, policy) if pair <= {"set", "list", "tuple"} else None
     if "text" in pair:
         return _same_text(gold, answer)
-    if pair & {"tuple", "matrix", "rel", "union", "inter", "minus"}:
+    if pair & {"tuple", "matrix", "rel", "union", "inter", "minus", "both"}:
         return None
     if "based" in pair:
         return _same_based(gold, answer, policy)
@@ -265,7 +268,7 @@ def _same_ratio(gold: Node, answer: Node, policy: Policy) -> str | None:
         return None
     if _all_same(gold.args, answer.args, policy):
         return "the same ratio"
-    if Node("const", ("dots",)) in gold.args or (_clock(gold) and _clock(answer)):
+    if Node("const", ("dots",)) in gold.args or (_clock(gold) and (_clock(answer) or not _lowest(gold))):
         return None
     first_gold, first_answer = gold.args[0], answer.args[0]
     cross = [
@@ -286,6 +289,10 @@ def _clock(node: Node) -> bool:
     except _NO:
         return False
     return 0 <= hours <= 24 and all(10 <= part < 60 or part == 0 for part in rest)
+
+
+def _lowest(node: Node) -> bool:
+    return gcd(*(int(rational(part)) for part in node.args)) == 1
 
 
 def _same_text(gold: Node, answer: Node) -> str | None:

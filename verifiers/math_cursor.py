@@ -69,6 +69,7 @@ class Cursor:
         self.tokens, self.position, self.depth = tokens, 0, 0
         self.in_set = False  # inside {… | …}, where | and : divide name from condition
         self.bars = 0
+        self.enclosed = 0  # inside round or square brackets, where [ may close as in [0,1[
 
     def peek(self, ahead: int = 0) -> Token:
         index = self.position + ahead
@@ -119,7 +120,7 @@ class Cursor:
             return token.kind != "word" or token.value not in ("mod", "union", "in")
         if token.kind == "op":
             if token.value == "[":
-                return self.depth < 8
+                return not self.enclosed
             return token.value in ("(", "{") or (token.value == "|" and not self.bars and not self.in_set)
         if token.kind != "cmd":
             return False

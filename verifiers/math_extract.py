@@ -115,10 +115,12 @@ def boxes(text: str) -> Extraction | None:
         if span is None:
             return Extraction(None, "the last box is not closed")
         found.append((start.start(), *span))
+    if _row_of_boxes(text, found):
+        return Extraction(None, "many different boxes side by side")
     joined = [found[-1]]
     while len(joined) < len(found):
         before = found[-1 - len(joined)]
-        if not _listed(text[before[1] : joined[0][0]], before[2], joined):
+        if not _listed(text[before[1] : joined[0][0]]):
             break
         joined.insert(0, before)
     contents = [content.strip() for _, _, content in joined]
@@ -149,15 +151,24 @@ def _box_content(text: str, position: int) -> tuple[int, str] | None:
     return None
 
 
-def _listed(between: str, before: str, after: list[tuple[int, int, str]]) -> bool:
+def _row_of_boxes(text: str, found: list[tuple[int, int, str]]) -> bool:
+    """Three or more different answers with nothing between them: a listing, not a correction."""
+    row = {found[-1][2]}
+    for before, after in zip(found[-2::-1], found[:0:-1], strict=True):
+        if _MATH_MARKS.sub("", text[before[1] : after[0]]).strip():
+            break
+        row.add(before[2])
+    return len(row) > 2
+
+
+def _listed(between: str) -> bool:
     """Whether two boxes belong to one list: only separators, or a short connective, stand between them."""
     if len(between) > 120 or "\n\n" in between.strip():
         return False
     plain = _MATH_MARKS.sub(" ", between)
     plain = re.sub(r"[\w\\^]+\s*(?:\([^()]*\))?\s*=\s*$", "", plain).strip().lower()
     if not plain:
-        # Side by side: the later corrects the earlier, unless many different ones stand in a row.
-        return len(after) > 1 and len({before, *(content for _, _, content in after)}) > 2
+        return False  # side by side: the later corrects the earlier
     if re.fullmatch(r"[,;.]?\s*(?:and/or|and|or|und|et|&)?\s*[,;]?|[,;]", plain) and plain != ".":
         return True
     if re.fullmatch(r"[,;(]?\s*(?:or|alternatively|either)\b(?:\s+\w+){0,3}\s*[,:]?", plain):
@@ -170,7 +181,7 @@ def _letter(text: str) -> str | None:
     patterns = (
         r"(?:answer|choice|option|réponse|答案)\b[^.\n]{0,30}?\b(?:is|:|est|be)?\s*(?:for sure\s+|definitely\s+)?"
         r"\(?\**([A-J])\**\)?(?![A-Za-z'])",
-        r"(?:think|therefore|thus|so|hence|choose|pick|select)\b[^.\n]{0,30}?\b(?:it'?s|is)?\s*"
+        r"(?:think|therefore|thus|so|hence|choose|pick|select|it is)\b[^.\n]{0,30}?\b(?:it'?s|is)?\s*"
         r"\(?\**([A-J])\**\)?(?![A-Za-z'])",
     )
     for pattern in patterns:
@@ -180,7 +191,7 @@ def _letter(text: str) -> str | None:
     lead = re.match(r"\(?\**([A-J])\**\)?(?=[\s.,:;)。、不]|$)", text)
     if lead:
         return str(lead.group(1))
-    closing = re.search(r"(?<![A-Za-z])\(?\**([A-J])\**\)?\.?\s*$", text)
+    closing = re.search(r"(?<![A-Za-z])(?<!not )\(?\**([A-J])\**\)?\.?\s*$", text)
     return str(closing.group(1)) if closing else None
 
 

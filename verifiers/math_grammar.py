@@ -35,10 +35,10 @@ def answer(c: Cursor) -> Node:
 def items(c: Cursor, closers: tuple[str, ...]) -> Node:
     """A list down to one of `closers`; a single item is itc."""
     found: list[Node] = []
-    separated = False
+    separators: set[str] = set()
     while c.key() not in closers:
         if c.key() in SEPARATORS:
-            separated = True
+            separators.add(c.key())
             c.next()
             continue
         found.append(relation(c))
@@ -48,9 +48,15 @@ def items(c: Cursor, closers: tuple[str, ...]) -> Node:
             raise Unreadable(f"unexpected {c.peek().value!r}")
     if not found:
         raise Unreadable("nothing there")
-    if len(found) == 1 and not (separated and closers != ("end",) and c.trailing_comma()):
+    if len(found) == 1 and not (separators and closers != ("end",) and c.trailing_comma()):
         return found[0]
+    if len(found) == 2 and separators <= {"and", "cmd land", "cmd wedge"} and all(map(_inequality, found)):
+        return Node("both", tuple(found))
     return Node("list", tuple(found))
+
+
+def _inequality(node: Node) -> bool:
+    return node.op == "rel" and set(node.args[0]) <= {"<", ">", "<=", ">="}
 
 
 def relation(c: Cursor) -> Node:

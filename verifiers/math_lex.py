@@ -94,10 +94,13 @@ def clean(text: str) -> str:
     if "\\" in text:
         text = re.sub(r"\\(?:left|right)\s*\.", " ", text)
         text = _DROP.sub(lambda m: m.group() if m.group() == "\\\\" else " ", text)
-        text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?\s*([CF])(?![A-Za-z])", _temperature, text)
+        text = _DEGREES_OF.sub(_temperature, text)
     return text.replace("$", " ").replace("**", "^")
 
 
+_DEGREES_OF = re.compile(
+    r"\^\s*\{?\s*\\circ\s*\}?\s*(?:\\(?:text|mathrm)\s*\{)?\s*([CF])(?![A-Za-z])(?:(?<=\{[CF])\}|(?<=\{ [CF])\})?"
+)
 _TEMPERATURE = {"C": "celsius", "F": "fahrenheit"}
 
 
@@ -117,7 +120,7 @@ _TOKEN = re.compile(
     r"|(?P<op>.)",
     re.DOTALL,
 )
-_THOUSANDS = re.compile(r"(?<![\d.])(?<!\d,)(\d{1,3}(?:,\d{3})+)(?![\d,]*\d)(?!,\d)")
+_THOUSANDS = re.compile(r"(?<![\d.(\[])(?<!\d,)(\d{1,3}(?:,\d{3})+)(?![\d,]*\d)(?!,\d)")
 _SPACED_THOUSANDS = re.compile(r"^\s*[+-]?\d{1,3}(?: \d{3})+(?:\.\d+)?\s*$")
 _REPEAT = re.compile(
     r"(?<![\d.])(\d*)\.(\d*)(?:\\(?:overline|bar)\s*(?:\{(\d+)\}|(\d))|\((\d+)\)|\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?)"
@@ -204,6 +207,10 @@ def _word(value: str, spaced: bool, after_number: bool, tokens: list[Token]) -> 
     elif glued := re.fullmatch(r"(and|or)([A-Z]+)", value):
         tokens.append(Token("sep", glued.group(1), spaced))
         _word(glued.group(2), False, False, tokens)
+    elif value == "per" and previous is not None and previous.kind == "unit":
+        tokens.append(Token("op", "/", spaced))
+    elif len(value) == 1 and _per_unit(tokens) and is_unit(value, True):
+        tokens.append(Token("unit", value, spaced))
     elif subscripted:
         tokens.append(Token("word", value, spaced))
     elif value in WORDS or value.lower() in FUNCTIONS:
@@ -218,6 +225,10 @@ def _word(value: str, spaced: bool, after_number: bool, tokens: list[Token]) -> 
         tokens[-1] = Token("text", f"{previous.value} {value}", previous.spaced)
     else:
         tokens.append(Token("text", value, spaced))
+
+
+def _per_unit(tokens: list[Token]) -> bool:
+    return len(tokens) > 1 and tokens[-1].value == "/" and tokens[-2].kind == "unit"
 
 
 def is_product(word: str) -> bool:
@@ -271,6 +282,7 @@ def _text_tokens(body: str, blackboard: bool, spaced: bool, tokens: list[Token])
         tokens.append(Token("word", stripped, spaced))
     elif _is_unit_phrase(stripped, bool(tokens) and tokens[-1].kind in ("num", "op", "unit", "cmd")):
         for part in re.findall(r"[A-Za-zµ¢€£¥₹]+|\^|/|\d+|-", stripped):
+            part = "/" if part == "per" else part
             kind = "unit" if part[0].isalpha() or part in "¢€£¥₹" else "num" if part.isdigit() else "op"
             tokens.append(Token(kind, decimal(part) if kind == "num" else part, spaced))
     elif len(stripped) == 1 or re.fullmatch(r"[\d.,+\-*/^(){}\\ ]+|\\[a-z]+(?:\{[^{}]*\})*", stripped):

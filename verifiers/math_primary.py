@@ -158,6 +158,7 @@ def _bracket(c: Cursor, opening: str) -> Node:
 def _enclosed(c: Cursor, opening: str, closers: tuple[str, ...]) -> Node:
     saved, c.in_set = c.in_set, False
     bars, c.bars = c.bars, 0
+    c.enclosed += 1
     with c.deeper():
         if c.key() in closers:
             closing = str(c.next().value)
@@ -167,6 +168,7 @@ def _enclosed(c: Cursor, opening: str, closers: tuple[str, ...]) -> Node:
             comma = c.trailing_comma()
             closing = str(c.next().value)
     c.in_set, c.bars = saved, bars
+    c.enclosed -= 1
     closing = {"[": ")", "]": "]"}.get(closing, closing)
     if inner is None:
         return Node("tuple", (opening, closing))

@@ -56,6 +56,9 @@ def _intervals(node: Node) -> list[Interval]:
         node.op == "list" and all(strip(p).op in ("tuple", "set", "rel") for p in node.args)
     ):
         return [interval for part in node.args for interval in _intervals(part)]
+    if node.op == "both":  # "x < 1 and x > 5" is loose speech for a union when the two never meet
+        met = _intersect(to_set(node.args[0]), to_set(node.args[1]))
+        return met or [interval for part in node.args for interval in _intervals(part)]
     if node.op == "inter":
         return _intersect(to_set(node.args[0]), to_set(node.args[1]))
     if node.op == "minus":

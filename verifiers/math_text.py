@@ -25,6 +25,7 @@ _DATES = tuple(
         r"(?P<year>\d{4})-(?P<number>\d{1,2})-(?P<day>\d{1,2})",
     )
 )
+_BASED = re.compile(r"([0-9A-Fa-f]*[A-F][0-9A-F]*)_\s*(\d\d?)")
 _YES = {"yes": "yes", "true": "yes", "correct": "yes", "no": "no", "false": "no", "incorrect": "no"}
 _ALL_REAL = {"allrealnumbers", "allreals", "allreal", "anyrealnumber", "everyrealnumber", "therealnumbers"}
 _EMPTY = {"nosolution", "nosolutions", "norealsolution", "norealsolutions", "emptyset", "theemptyset"}
@@ -63,6 +64,8 @@ def special_text(text: str) -> Node | None:
     for pattern in _DATES:
         if match := pattern.fullmatch(bare):
             return _date(match)
+    if based := _BASED.fullmatch(bare):
+        return Node("based", (based[1].upper(), int(based[2])))
     if not bare[0].isalpha():
         return None
     word = normal_text(bare)

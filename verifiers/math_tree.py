@@ -14,6 +14,7 @@ pct deg unit   (), (), (name,)  factors
 tuple          (open, close, *nodes)
 set list       nodes          list: separated by commas, "and", "or", without brackets
 union inter minus  nodes
+both           (rel, rel)     two inequalities joined by "and"
 rel            ((operators), *nodes)   a chain: a < b <= c
 ratio          nodes
 matrix         (columns, *nodes)
