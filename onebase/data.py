@@ -83,11 +83,18 @@ class WorldRows:
     range."""
 
     def __init__(
-        self, source: Source, tokenizer: ChatTokenizer, length: int, seed: int, mode: Mode, think: Think
+        self,
+        source: Source,
+        tokenizer: ChatTokenizer,
+        length: int,
+        seed: int,
+        mode: Mode,
+        think: Think,
+        prompt_loss: bool,
     ) -> None:
         assert source.world is not None
         self.source, self.tokenizer, self.length, self.seed = source, tokenizer, length, seed
-        self.mode, self.think = mode, think
+        self.whole, self.think = mode == "pretrain" and prompt_loss, think
         self.names, self.weights = list(source.styles), list(source.styles.values())
 
     def document(self, index: int) -> Document:
@@ -98,7 +105,7 @@ class WorldRows:
         answer = world_answer(problem, style)
         messages = [{"role": "user", "content": problem.prompt}, {"role": "assistant", "content": answer}]
         ids, mask = self.tokenizer.conversation(messages, self.think)
-        return ids, [1] * len(ids) if self.mode == "pretrain" else mask
+        return ids, [1] * len(ids) if self.whole else mask
 
     def row(self, k: int) -> PackedRow:
         chosen: list[Document] = []
@@ -238,12 +245,13 @@ def mixture(
     think: Think,
     folders: dict[str, Path],
     cache: Path,
+    prompt_loss: bool = True,
 ) -> Mixture:
     """Open the sources of a stage; text is tokenised once into `cache`."""
     parts: list[Packed] = []
     for n, source in enumerate(sources):
         if source.world is not None:
-            parts.append(WorldRows(source, tokenizer, length, seed, mode, think))
+            parts.append(WorldRows(source, tokenizer, length, seed, mode, think, prompt_loss))
             continue
         where = source.path or source.hub or f"stage {source.stage}"
         if mode == "pretrain":

@@ -42,6 +42,8 @@ class Source(Section):
     """Renaming of row fields: ours to theirs, as in {problem: question}."""
     answer_after: str | None = None
     """Keep only what follows this mark in the answer field (GSM8K: '####')."""
+    prompt: str = "{problem}"
+    """Path and hub: the user's turn, with the row's problem put in for {problem}."""
     glob: str = "**/*"
     """Which files of a folder."""
 
@@ -159,6 +161,8 @@ class Pretrain(StageBase):
     """Weight of the sequence-wise balance loss (V3: 0.0001)."""
     mtp_weight: float = 0.3
     """Weight of the multi-token prediction loss (V3: 0.3, then 0.1)."""
+    prompt_loss: bool = True
+    """Whether the user's turn of a world's document is trained, too; its random digits cannot be learned."""
     embedding_std: float | None = None
     """Standard deviation of a new model's embedding; null: the model's initializer_range."""
     eval_every: int = Field(100, gt=0)

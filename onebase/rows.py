@@ -91,6 +91,8 @@ def _renamed(row: dict[str, Any], source: Source, n: int) -> dict[str, Any]:
         if theirs not in row:
             raise UserError(f"{where}: no field {theirs!r} (for {ours!r}); the row has: {', '.join(row)}")
         out[ours] = row[theirs]
+    if "problem" in out:
+        out["problem"] = source.prompt.replace("{problem}", str(out["problem"]))
     if source.answer_after is not None and "answer" in out:
         text = str(out["answer"])
         if source.answer_after not in text:

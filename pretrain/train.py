@@ -11,7 +11,6 @@ import itertools
 import math
 import time
 
-
 from onebase import card
 from onebase.data import mixture, texts
 from onebase.errors import UserError
@@ -38,8 +37,12 @@ def main(run: StageRun) -> dict[str, float]:
     done, extra = state.load(run.folder / "state", model, optimizer, run.device)
     run.log.truncate_after(done)
     shared = (tokenizer, stage.batch.length, run.seed, "pretrain", "free", run.folders)
-    data = mixture(stage.data, *shared, run.folder / "cache")
-    heldout = mixture(stage.heldout, *shared, run.folder / "cache_heldout") if stage.heldout else None
+    data = mixture(stage.data, *shared, run.folder / "cache", stage.prompt_loss)
+    heldout = (
+        mixture(stage.heldout, *shared, run.folder / "cache_heldout", stage.prompt_loss)
+        if stage.heldout
+        else None
+    )
     held = (
         [heldout.batch(i, stage.batch.rows).to(run.device) for i in range(HELDOUT_BATCHES)] if heldout else []
     )
