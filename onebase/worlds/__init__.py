@@ -11,13 +11,34 @@ from collections.abc import Iterator
 from itertools import count
 
 from onebase.errors import UserError
-from onebase.worlds import addition, chain, equation, lists
+from onebase.worlds import (
+    addition,
+    chain,
+    countdown,
+    equation,
+    functions,
+    lists,
+    multiplication,
+    path,
+    wordproblem,
+)
 from onebase.worlds.base import SPLITS, Family, Problem, make
 
 __all__ = ["FAMILIES", "SPLITS", "Family", "Problem", "problem", "stream"]
 
 FAMILIES: dict[str, Family] = {
-    module.FAMILY.name: module.FAMILY for module in (chain, addition, equation, lists)
+    module.FAMILY.name: module.FAMILY
+    for module in (
+        chain,
+        addition,
+        multiplication,
+        equation,
+        countdown,
+        path,
+        lists,
+        functions,
+        wordproblem,
+    )
 }
 
 

@@ -30,11 +30,12 @@ def generate(rng: Random, difficulty: int) -> Draft:
     key = f"{a}+{b}" if a >= b else f"{b}+{a}"
     if draw() < 0.5:
         a, b = b, a
-    return Draft(f"{a}+{b}", key, (a, b))
+    return Draft(key, (a, b))
 
 
 def finish(rng: Random, draft: Draft) -> Solved:
     a, b = draft.state
+    prompt = f"{a}+{b}"
     draw = rng.random
     total = str(a + b)
     width = max(len(str(a)), len(str(b)))
@@ -55,7 +56,8 @@ def finish(rng: Random, draft: Draft) -> Solved:
         search.append(step)
         sums.append(str(column))
     sums.append(total)
-    return Solved(total, {"steps": " ".join(steps), "terse": " ".join(sums), "search": " ".join(search)}, {})
+    thoughts = {"steps": " ".join(steps), "terse": " ".join(sums), "search": " ".join(search)}
+    return Solved(prompt, total, thoughts, {})
 
 
 FAMILY = Family(

@@ -11,7 +11,7 @@ trivial rewritings such as a+b and b+a coincide).  A stable hash of the key puts
 
 so nothing that `heldout` or `ood` can give is ever given by `train`, whatever difficulties a run trains on.
 Drawing repeats until a key falls into the wanted part: about 1.07 draws for train, 16 for the others.  The
-draw (prompt and key) is therefore kept apart from the finish (answer and traces), which runs once.
+draw (up to the key) is therefore kept apart from the finish (prompt, answer and traces), which runs once.
 """
 
 from __future__ import annotations
@@ -45,14 +45,15 @@ class Problem:
 
 
 class Draft(NamedTuple):
-    """A problem before it is solved."""
+    """As much of a problem as decides its split."""
 
-    prompt: str
     key: str
+    """Canonical: equal for problems that only differ in trivial rewriting."""
     state: Any
 
 
 class Solved(NamedTuple):
+    prompt: str
     answer: str
     thoughts: dict[str, str]
     check: dict[str, Any]
@@ -70,7 +71,9 @@ class Family:
     """Lowest and highest difficulty that can be generated."""
     styles: tuple[str, ...]
     generate: Callable[[Random, int], Draft]
-    finish: Callable[[Random, Draft], Solved]
+    """Draws a problem of a difficulty."""
+    finish: Callable[[Random, Draft], Solved | None]
+    """Words it and solves it; None if it turns out to be no good problem."""
 
 
 def held_out(family: str, key: str) -> bool:
@@ -90,9 +93,8 @@ def make(family: Family, split: str, seed: int, index: int, difficulty: tuple[in
         if attempt % DRAWS == 0:
             level = low + int(rng.random() * (high - low + 1))
         draft = family.generate(rng, level)
-        if held_out(name, draft.key) == wanted:
-            solved = family.finish(rng, draft)
-            return Problem(name, draft.prompt, solved.answer, level, solved.thoughts, solved.check)
+        if held_out(name, draft.key) == wanted and (solved := family.finish(rng, draft)) is not None:
+            return Problem(name, solved.prompt, solved.answer, level, solved.thoughts, solved.check)
     raise UserError(
         f"world {name}: the split {split!r} holds no problem of difficulty {low}..{high}; "
         f"take a harder range (default {family.default[0]}..{family.default[1]})"

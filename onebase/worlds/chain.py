@@ -34,7 +34,7 @@ def generate(rng: Random, difficulty: int) -> Draft:
     first = int(draw() * 10)
     moves = [int(draw() * count) for _ in range(difficulty)]
     prompt = f"{first}{''.join([TEXT[m] for m in moves])} mod 10"
-    return Draft(prompt, prompt, (first, moves))
+    return Draft(prompt, (first, moves))
 
 
 def finish(rng: Random, draft: Draft) -> Solved:
@@ -50,7 +50,7 @@ def finish(rng: Random, draft: Draft) -> Solved:
         search.append(step)
         values.append(step[-1])
     thoughts = {"steps": " ".join(steps), "terse": " ".join(values), "search": " ".join(search)}
-    return Solved(values[-1], thoughts, {})
+    return Solved(draft.key, values[-1], thoughts, {})
 
 
 FAMILY = Family(

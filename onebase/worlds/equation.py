@@ -72,7 +72,7 @@ def generate(rng: Random, difficulty: int) -> Draft:
             right.append((1, 0, rest))
             break
     prompt = f"{show_side(left)}={show_side(right)}"
-    return Draft(prompt, prompt, (left, right, solution))
+    return Draft(prompt, (left, right, solution))
 
 
 def finish(rng: Random, draft: Draft) -> Solved:
@@ -85,7 +85,7 @@ def finish(rng: Random, draft: Draft) -> Solved:
         f"{show(a - c, 0)}={d - b}",
         f"x={solution}",
     ]
-    lines, before = [], draft.prompt
+    lines, before = [], draft.key
     for form in forms:
         if form != before:
             lines.append(form)
@@ -95,7 +95,7 @@ def finish(rng: Random, draft: Draft) -> Solved:
     for n in [*rng.sample(wrong, int(rng.random() * 5)), solution]:
         tries.append(f"x={n}:{a * n + b},{c * n + d}")
     thoughts = {"steps": "\n".join(lines), "terse": "\n".join(lines[-2:]), "search": "\n".join(tries)}
-    return Solved(str(solution), thoughts, {})
+    return Solved(draft.key, str(solution), thoughts, {})
 
 
 FAMILY = Family(

@@ -67,7 +67,7 @@ def generate(rng: Random, difficulty: int) -> Draft:
         operations.append(operation)
         now, last = result, kind
     prompt = f"{digits} {','.join(operations)}"
-    return Draft(prompt, prompt, (digits, operations))
+    return Draft(prompt, (digits, operations))
 
 
 def finish(rng: Random, draft: Draft) -> Solved:
@@ -85,7 +85,7 @@ def finish(rng: Random, draft: Draft) -> Solved:
         search.append(step)
         values.append(digits)
     thoughts = {"steps": " ".join(steps), "terse": " ".join(values), "search": " ".join(search)}
-    return Solved(digits, thoughts, {})
+    return Solved(draft.key, digits, thoughts, {})
 
 
 FAMILY = Family(
