@@ -187,6 +187,7 @@ def _run_stage(recipe: Recipe, name: str, folder: Path, device: str, quiet: bool
         except Exception as error:
             raise _told(error, name, own) from error
     stage_state.write_done(recipe, folder, name, numbers, time.monotonic() - started)
+    shutil.rmtree(own / "state", ignore_errors=True)  # several times the checkpoint, and of no more use
 
 
 def _told(error: Exception, name: str, own: Path) -> Exception:

@@ -178,7 +178,7 @@ def _row(recipe: Recipe, name: str, finished: bool, flops: float | None) -> Row:
     sizes = [_size(recipe, origin) for origin in (stage.models.values() if stage.kind == "eval" else [name])]
     size = max((s for s in sizes if s), key=lambda s: s.total, default=None)
     if stage.kind == "eval":
-        init = ", ".join(stage.models.values())
+        init = f"{len(stage.models)} models"
     else:
         init = stage.init or "new model"
     return Row(
@@ -293,8 +293,8 @@ def show(recipe: Recipe, todo: list[str], finished: Iterable[str] = ()) -> list[
     table = Table(title=f"{recipe.name}: the plan", title_justify="left", box=None, pad_edge=False)
     for column in ("stage", "kind", "from"):
         table.add_column(column, overflow="fold")
-    for column in ("steps", "tokens trained", "generated", "parameters", "active", "memory", "minutes"):
-        table.add_column(column, justify="right")
+    for column in ("steps", "tokens", "params (active)", "memory", "min"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(row.name, row.kind, row.init, *_cells(row), style="dim" if row.finished else "")
     console = Console(highlight=False)
@@ -303,7 +303,7 @@ def show(recipe: Recipe, todo: list[str], finished: Iterable[str] = ()) -> list[
     if left and None not in left:
         console.print(
             f"about {_minutes(sum(m for m in left if m))} minutes on {'the GPU' if on_gpu else 'the CPU'}; "
-            "memory and minutes are estimates, generated tokens at most",
+            "memory and minutes are estimates, <= tokens are drawn",
             style="dim",
         )
     return rows
@@ -312,10 +312,8 @@ def show(recipe: Recipe, todo: list[str], finished: Iterable[str] = ()) -> list[
 def _cells(row: Row) -> list[str]:
     return [
         str(row.steps or ""),
-        _count(row.trained),
-        f"<= {_count(row.generated)}" if row.generated else "",
-        _count(row.size.total) if row.size else "?",
-        _count(row.size.active) if row.size else "?",
+        f"<={_count(row.generated)}" if row.generated else _count(row.trained),
+        f"{_count(row.size.total)} ({_count(row.size.active)})" if row.size else "?",
         human_bytes(row.memory) if row.memory else "?",
         "finished" if row.finished else ("?" if row.minutes is None else _minutes(row.minutes)),
     ]
@@ -324,7 +322,7 @@ def _cells(row: Row) -> list[str]:
 def _count(n: int) -> str:
     for unit, factor in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
         if n >= factor:
-            return f"{n / factor:.3g} {unit}"
+            return f"{n / factor:.3g}{unit}"
     return str(n or "")
 
 

@@ -1,14 +1,13 @@
 """What a stage was made from, and whether that is still what the recipe says.
 
 `made.json` is written when a stage starts and holds everything that decides its result: its section, the
-parts of the recipe that reach it, and the same of the stages it needs (their `inputs`, by digest).
+parts of the recipe that reach it, and the same of the stages it needs.
 `done.json` is written when it is finished, with its summary numbers.
 """
 
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 import os
 import platform
@@ -27,46 +26,57 @@ from onebase.wording import given
 NEUTRAL = {"checkpoint_every", "eval_every", "slots", "micro_tokens", "accumulate"}
 
 
-def inputs(recipe: Recipe, name: str) -> dict[str, Any]:
-    """Everything in the recipe that decides the result of a stage, but for its parents' own inputs."""
+def inputs(recipe: Recipe, name: str, only_set: bool = False) -> dict[str, Any]:
+    """Everything in the recipe that decides the result of a stage, but for its parents' own inputs.
+
+    `only_set` leaves out what stands at its default.
+    """
     stage = recipe.stages[name]
     data: dict[str, Any] = {"seed": recipe.seed, "dtype": recipe.dtype}
     if stage.kind == "pretrain" and stage.init is None:
-        data["tokenizer"] = recipe.tokenizer.model_dump(mode="json")
-        data["model"] = recipe.model.model_dump(mode="json")
-    data["stages"] = {name: stage.model_dump(mode="json")}
+        data["tokenizer"] = recipe.tokenizer.model_dump(mode="json", exclude_defaults=only_set)
+        data["model"] = recipe.model.model_dump(mode="json", exclude_defaults=only_set)
+    data["stages"] = {name: stage.model_dump(mode="json", exclude_defaults=only_set)}
     return data
 
 
-def digest(recipe: Recipe, name: str) -> str:
-    """One word for a stage's inputs and those of everything it needs."""
-    parents = {parent: digest(recipe, parent) for parent in graph.parents(recipe.stages, name)}
-    flat = {".".join(keys): value for keys, value in _flat(inputs(recipe, name))}
-    text = json.dumps([flat, parents], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def lineage(recipe: Recipe, name: str) -> dict[str, Any]:
+    """A stage's inputs and those of everything it needs."""
+    parents = {parent: lineage(recipe, parent) for parent in graph.parents(recipe.stages, name)}
+    return {"inputs": inputs(recipe, name), "parents": parents}
 
 
-def _flat(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Leaves with their keys; neutral fields are left out."""
+def _flat(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Leaves by dotted key; neutral fields are left out."""
     if isinstance(value, dict | list) and value:
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, child in items:
             yield from _flat(child, (*keys, str(key)))
     elif not keys or keys[-1] not in NEUTRAL:
-        yield keys, value
+        yield ".".join(keys), value
 
 
 def changes(recipe: Recipe, name: str, made: dict[str, Any]) -> list[str]:
-    """Fields that differ between a stage's made.json and the recipe, in words."""
+    """Fields that differ between a recorded lineage and the recipe, in words.
+
+    A field that the record lacks and that stands at its default is no change: a newer version added it.
+    """
     missing = object()
-    before = {".".join(keys): value for keys, value in _flat(made.get("inputs", {}))}
-    now = {".".join(keys): value for keys, value in _flat(inputs(recipe, name))}
+    before = dict(_flat(made["inputs"]))
+    now = dict(_flat(inputs(recipe, name)))
+    was_set = dict(_flat(inputs(recipe, name, only_set=True)))
     told = []
     for key in [*now, *(k for k in before if k not in now)]:
         old, new = before.get(key, missing), now.get(key, missing)
-        if old != new:
+        if old != new and (old is not missing or key in was_set):
             words = ["not there" if side is missing else given(side) for side in (old, new)]
             told.append(f"{key}: was {words[0]}, is {words[1]}")
+    recorded = made["parents"]
+    for parent in graph.parents(recipe.stages, name):
+        if parent not in recorded:
+            told.append(f"it needs {parent}, which it did not before")
+        elif changes(recipe, parent, recorded[parent]):
+            told.append(f"it needs {parent}, which changed")
     return told
 
 
@@ -78,15 +88,11 @@ def check_unchanged(recipe: Recipe, folder: Path, todo: list[str], renewed: list
     """
     stale: dict[str, list[str]] = {}
     for name in todo:
-        made = read_json(folder / name / "made.json")
-        if made is None or name in renewed:
-            continue
-        told = changes(recipe, name, made)
-        told += [
-            f"it needs {parent}, which changed"
-            for parent in graph.parents(recipe.stages, name)
-            if made.get("parents", {}).get(parent) != digest(recipe, parent)
-        ]
+        path = folder / name / "made.json"
+        made = read_json(path)
+        if made is not None and not {"inputs", "parents"} <= made.keys():
+            raise UserError(f"{path}: not written by onebase; --fresh {name} makes the stage again")
+        told = changes(recipe, name, made) if made and name not in renewed else []
         if told:
             stale[name] = told
     if not stale:
@@ -96,10 +102,10 @@ def check_unchanged(recipe: Recipe, folder: Path, todo: list[str], renewed: list
         for name in stale
         for line in stale[name]
     ]
-    later = [n for n in recipe.stages if n in stale or n in renewed]
+    again = [n for n in recipe.stages if n in stale or n in renewed]
     raise UserError(
         f"{folder}: the recipe changed since these stages ran:\n" + "\n".join(lines) + "\n"
-        f"  to make them again (their folders are removed): --fresh {' '.join(later)}\n"
+        f"  to make them again (their folders are removed): --fresh {' '.join(again)}\n"
         "  to keep them: undo the change, or give the run another name: --set name=OTHER"
     )
 
@@ -110,10 +116,7 @@ def write_made(recipe: Recipe, folder: Path, name: str) -> None:
     if path.is_file():
         return
     parents = graph.parents(recipe.stages, name)
-    note = {
-        "inputs": inputs(recipe, name),
-        "digest": digest(recipe, name),
-        "parents": {parent: digest(recipe, parent) for parent in parents},
+    note = lineage(recipe, name) | {
         "parents_finished": {p: (read_json(folder / p / "done.json") or {}).get("finished") for p in parents},
         "begun": now(),
     }
@@ -132,7 +135,6 @@ def older_parents(recipe: Recipe, folder: Path, name: str) -> list[str]:
 def write_done(recipe: Recipe, folder: Path, name: str, numbers: dict[str, float], seconds: float) -> None:
     note = {
         "kind": recipe.stages[name].kind,
-        "digest": digest(recipe, name),
         "summary": numbers or {},
         "seconds": round(seconds, 1),
         "finished": now(),

@@ -39,10 +39,11 @@ def show(recipe: Recipe, folder: Path, stages: list[str], report: Path) -> None:
 
 
 def table(models: dict[str, dict[str, Any]]) -> Table:
-    """Model, greedy accuracy with its interval, pass@k, mean tokens, truncated share."""
+    """Model, greedy accuracy with its interval, pass@k of the largest k, mean tokens, truncated share."""
     from rich.table import Table
 
-    several = [key for key in next(iter(models.values()), {}) if key.startswith("pass@")]
+    keys = [key for key in next(iter(models.values()), {}) if key.startswith("pass@")]
+    several = sorted(keys, key=lambda key: int(key[5:]))[-1:]
     result = Table(box=None, pad_edge=False)
     result.add_column("model")
     for column in ("greedy", "95 % interval", *several, "mean tokens", "truncated"):

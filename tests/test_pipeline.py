@@ -115,6 +115,7 @@ def test_order_and_files(folder: Path) -> None:
     assert json.loads((run / "v3" / "done.json").read_text())["summary"] == {"steps": 3.0}
     assert (run / "report.html").is_file()
     assert steps(folder, "base") == [1, 2, 3]
+    assert not (run / "base" / "state").exists()
 
 
 def test_mains_are_handed_their_init(folder: Path) -> None:
@@ -250,6 +251,29 @@ def test_begun_stage_is_watched_too(folder: Path, monkeypatch: pytest.MonkeyPatc
         go(folder, "stages.base.steps=4")
     go(folder, "stages.base.steps=4", stages=["base"], fresh=True)
     assert steps(folder, "base") == [1, 2, 3, 4]
+
+
+def test_field_that_a_newer_version_added_is_no_change(folder: Path) -> None:
+    go(folder)
+    calls(folder)
+    for made in (folder / "runs/r").glob(
+        "*/made.json"
+    ):  # as a version without these fields would have left it
+        text = made.read_text()
+        for field in ('"balance_alpha": 0.0001,', '"answer_after": null,', '"n_group": 1,'):
+            text = text.replace(field, "")
+        assert text != made.read_text()
+        made.write_text(text)
+    go(folder)
+    assert calls(folder) == []
+    with pytest.raises(UserError, match=r"v3 \(finished\): stages.v3.balance_alpha: was not there, is 0.5"):
+        go(folder, "stages.v3.balance_alpha=0.5")
+
+
+def test_parent_that_was_not_needed_before(folder: Path) -> None:
+    go(folder, "stages.r1.data=[{path: rows.txt}]")
+    with pytest.raises(UserError, match="it needs picked, which it did not before"):
+        go(folder)
 
 
 def test_adding_a_stage_leaves_the_others(folder: Path) -> None:
