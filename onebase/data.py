@@ -129,13 +129,15 @@ class WorldRows:
 
 def world_answer(problem: worlds.Problem, style: str) -> str:
     """The assistant's text: the answer at once, or a trace in think tags before it."""
+    # The box is what base models know from their corpus; it also gives direct answers one first token.
+    answer = problem.answer if problem.family == "code" else f"\\boxed{{{problem.answer}}}"
     if style == "direct":
-        return problem.answer
+        return answer
     if style not in problem.thoughts:
         raise UserError(
             f"world {problem.family} has no style {style!r}; allowed: direct, {', '.join(problem.thoughts)}"
         )
-    return f"<think>{problem.thoughts[style]}</think>{problem.answer}"
+    return f"<think>{problem.thoughts[style]}</think>{answer}"
 
 
 class ListRows:

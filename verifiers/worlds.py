@@ -21,6 +21,7 @@ from onebase.worlds.traces import TRACES, trace_fault
 
 INLINE = True
 OPEN, CLOSE = "<think>", "</think>"
+BOX = "\\boxed{"
 SHOWN = 60  # characters of a completion that a reason quotes
 
 
@@ -71,7 +72,7 @@ def split(completion: str) -> tuple[str, str, str]:
     """(thought, answer, fault).  Without tags all is answer; a prefilled prompt may have opened it."""
     opened, closed = completion.count(OPEN), completion.count(CLOSE)
     if not opened and not closed:
-        return "", completion.strip(), ""
+        return "", unboxed(completion), ""
     if not closed:
         return "", "", "thought not closed"
     if opened > 1 or closed > 1:
@@ -82,7 +83,14 @@ def split(completion: str) -> tuple[str, str, str]:
     before, found, inside = thought.partition(OPEN)
     if found and before.strip():
         return "", "", f"text before the thought: {_quote(before.strip())}"
-    return (inside if found else thought), given.strip(), ""
+    return (inside if found else thought), unboxed(given), ""
+
+
+def unboxed(answer: str) -> str:
+    r"""What is inside `\boxed{...}` where that is the whole answer, else the answer itself."""
+    answer = answer.strip()
+    whole = answer.startswith(BOX) and answer.endswith("}") and answer.count(BOX) == 1
+    return answer[len(BOX) : -1].strip() if whole else answer
 
 
 def answer_fault(family: str, given: str, answer: str, row: dict[str, Any]) -> str:
