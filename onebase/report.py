@@ -128,9 +128,9 @@ def _results(found: Mapping[str, Any]) -> str:
     heads += ["right with thought", "without", "no answer", "errors"]
     parts = [f'<p class="soft">{escape(told)}</p>', table(_with_k(heads, models), rows)]
     parts.append(_families(models))
-    details = [[label, *_all_numbers(m)] for label, m in models.items()]
-    keys = list(dict.fromkeys(k for row in details for k, _ in row[1:]))
-    every = [[row[0], *(dict(row[1:]).get(k, "") for k in keys)] for row in details]
+    details = {label: _all_numbers(m) for label, m in models.items()}
+    keys = list(dict.fromkeys(k for own in details.values() for k in own))
+    every = [[label, *(own.get(k, "") for k in keys)] for label, own in details.items()]
     parts.append(f"<details><summary>all numbers</summary>{table(['model', *keys], every)}</details>")
     if found.get("sample"):
         parts.append(_sample(found["sample"]))
@@ -187,12 +187,12 @@ def _tokens(m: Mapping[str, Any]) -> str:
     return "" if m.get("mean_tokens") is None else f"{m['mean_tokens']:.1f}"
 
 
-def _all_numbers(m: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _all_numbers(m: Mapping[str, Any]) -> dict[str, str]:
     intervals = m.get("intervals") or {}
-    out = []
+    out = {}
     for key, value in numbers(m).items():
         ci = intervals.get(key)
-        out.append((key, short(value) + (f" ({short(ci[0])} – {short(ci[1])})" if ci else "")))
+        out[key] = short(value) + (f" ({short(ci[0])} – {short(ci[1])})" if ci else "")
     return out
 
 
