@@ -93,7 +93,7 @@ def _head(folder: Path, stages: Sequence[Path], sections: Sequence[str]) -> str:
         kind = (done or {}).get("kind") or _kind(made, s.name)
         state = '<span class="good">finished</span>' if done else "begun, not finished"
         seconds = (done or {}).get("seconds")
-        summary = "  ".join(f"{k} {short(v)}" for k, v in numbers((done or {}).get("summary")).items())
+        summary = " · ".join(f"{k} {short(v)}" for k, v in numbers((done or {}).get("summary")).items())
         rows.append([s.name, kind, Html(state), "" if seconds is None else clock(seconds), Text(summary)])
     start = _json(folder / "run.json") or {}
     hardware = start.get("hardware") or {}
@@ -125,7 +125,7 @@ def _results(found: Mapping[str, Any]) -> str:
         told += f"; {data['too_long']} problems left out: prompt too long"
     rows = [_model_row(label, m) for label, m in models.items()]
     heads = ["model", "greedy", "", "95 % interval", "avg", "pass", "maj", "tokens", "truncated", "thoughts"]
-    heads += ["right with thought", "without", "no answer", "errors"]
+    heads += ["right with a thought", "right without", "no answer", "errors"]
     parts = [f'<p class="soft">{escape(told)}</p>', table(_with_k(heads, models), rows)]
     parts.append(_families(models))
     details = {label: _all_numbers(m) for label, m in models.items()}
@@ -225,7 +225,7 @@ def _events(stages: Sequence[Path]) -> str:
         except UserError as error:
             found = [{"kind": "damaged", "why": str(error)}]
         for event in found[-EVENTS:]:
-            told = "  ".join(f"{k}={v}" for k, v in event.items() if k not in ("kind", "time"))
+            told = " · ".join(f"{k}={v}" for k, v in event.items() if k not in ("kind", "time"))
             rows.append([stage.name, str(event.get("kind", "")), Text(told)])
         if len(found) > EVENTS:
             rows.append([stage.name, "", Text(f"and {len(found) - EVENTS} earlier ones")])

@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 WIDTH, HEIGHT = 640, 320
-LEFT, TOP, RIGHT, BOTTOM = 84, 14, 626, 280
+LEFT, TOP, RIGHT, BOTTOM = 104, 14, 608, 280
 MOST_POINTS = 200
 SMOOTH_FROM = 40  # curves with more points are drawn pale, with a moving mean over them
 Point = tuple[float, float]
@@ -91,7 +91,7 @@ def panel(title: str, series: Mapping[str, Series]) -> str:
         if len(points) > SMOOTH_FROM:
             raw = " ".join(place(p) for p in thinned(points))
             lines.append(f'<polyline class="raw {colour}" points="{raw}"/>')
-            points = smoothed(points)
+            points = smoothed(points, log)
         drawn = thinned(points)
         at = " ".join(place(p) for p in (drawn if len(drawn) > 1 else drawn * 2))
         lines.append(f'<polyline class="{colour}" data-name="{escape(key)}" points="{at}"/>')
@@ -157,16 +157,18 @@ def thinned(points: Series) -> Series:
     return [*((sum(x for x, _ in p) / len(p), sum(y for _, y in p) / len(p)) for p in pieces), points[-1]]
 
 
-def smoothed(points: Series) -> Series:
-    """Mean over a window of about a twentieth of the curve, which shrinks towards both ends."""
+def smoothed(points: Series, log: bool = False) -> Series:
+    """Mean over a window of about a twentieth of the curve, which shrinks towards both ends; with `log` the
+    geometric mean, so that one outlier does not lift its whole neighbourhood."""
     half = max(1, len(points) // 40)
     total = [0.0]
     for _, y in points:
-        total.append(total[-1] + y)
+        total.append(total[-1] + (math.log(y) if log else y))
     out = []
     for i, (x, _) in enumerate(points):
         reach = min(half, i, len(points) - 1 - i)
-        out.append((x, (total[i + reach + 1] - total[i - reach]) / (2 * reach + 1)))
+        mean = (total[i + reach + 1] - total[i - reach]) / (2 * reach + 1)
+        out.append((x, math.exp(mean) if log else mean))
     return out
 
 
@@ -191,5 +193,5 @@ def share_bar(value: float, interval: Sequence[float] | None) -> str:
     return (
         '<svg class="bar" viewBox="0 0 120 20" aria-hidden="true">'
         f'<line class="grid" x1="4" x2="116" y1="10" y2="10"/>{line}'
-        f'<circle class="dot" cx="{4 + 112 * value:.1f}" cy="10" r="5"/></svg>'
+        f'<circle class="dot" cx="{4 + 112 * value:.1f}" cy="10" r="3.5"/></svg>'
     )
