@@ -1,7 +1,7 @@
 """Addition of natural numbers: `738+94`.
 
 Difficulty n is the number of digits of the longer number; the shorter has n or n-1.  a+b and b+a are one
-problem when splits are made.  Distinct sums: 55 at 1, 4,905 at 2, 486,450 at 3; hence the default from 3.
+problem when splits are made.  Distinct sums: 55 at 1, 4,995 at 2, 486,450 at 3; hence the default from 3.
 
 The trace goes from the lowest digit.  A column is `digit+digit+carry=sum`, then after the colon the result
 so far, so that nothing has to be gathered from far back:

@@ -1,8 +1,9 @@
 """Countdown: reach a target with all the given numbers, each used once, by + - * /: `make 24 from 3,7,8,2`.
 
-Difficulty n is how many numbers there are (1 to 25 each); targets run from 10 to 99.  Values on the canonical
+Difficulty n is how many numbers there are (1 to 40 each); targets run from 10 to 99.  Values on the canonical
 way are whole, positive and at most 200, but any expression with the right value and numbers is accepted.
-The numbers' order does not make another problem when splits are made.
+The numbers' order does not make another problem when splits are made.  Of 40,000 draws 1,400 are distinct
+at 2, 25,600 at 3, 39,000 at 4.
 
     steps    a way without detours: operation, colon, numbers left; the expression at the end:
                  7-3=4:8,2,4 8-2=6:4,6 4*6=24 (7-3)*(8-2)
@@ -18,7 +19,8 @@ from random import Random
 from onebase.worlds.base import Draft, Family, Solved
 from onebase.worlds.expression import Tree, show
 
-LARGEST = 200
+HIGHEST = 40  # of the given numbers
+LARGEST = 200  # of the values on the way
 DETOURS = 3
 Item = tuple[int, Tree]
 Step = tuple[int, str, int, int]  # left, operation, right, result
@@ -58,7 +60,7 @@ def to_the_end(rng: Random, pool: list[Item]) -> tuple[list[Step], list[list[Ite
 
 def generate(rng: Random, difficulty: int) -> Draft:
     while True:
-        numbers = [1 + int(rng.random() * 25) for _ in range(difficulty)]
+        numbers = [1 + int(rng.random() * HIGHEST) for _ in range(difficulty)]
         steps, states = to_the_end(rng, [(n, n) for n in numbers])
         target = states[-1][0][0]
         if 10 <= target <= 99:

@@ -1,7 +1,7 @@
 """Linear equations in x with an integer solution from -12 to 12: `3x+5-2x=4x-7`.
 
 Difficulty n: n+2 terms on the two sides, each a multiple of x or a number; from 3 on a term may be a bracket,
-`2(x-3)`.  About 15,000 problems at 1, 240,000 at 2, far more beyond; hence the default from 2.
+`2(x-3)`.  About 16,000 problems at 1, 300,000 at 2, far more beyond; hence the default from 2.
 
     steps    one rewriting a line: brackets opened, sides collected, x moved left, numbers right, divided
     terse    the last two lines of steps

@@ -141,14 +141,29 @@ def equation_fault(prompt: str, thought: str) -> str:
                     else f"{line!r} is already the solution"
                 )
         return ""
+    before = prompt
     for line in lines:
         try:
-            found = solution(line)
+            found, follows = solution(line), _follows(before, line)
         except ValueError as error:
             return str(error)
         if found != wanted:
             return f"{line!r} has the solution {found}, the problem {wanted}"
+        if not follows:
+            return f"{line!r} does not follow from {before!r} by one rewriting"
+        before = line
     return "" if lines[-1] == f"x={wanted}" else f"the last line {lines[-1]!r} is not x={wanted}"
+
+
+def _follows(before: str, line: str) -> bool:
+    """Whether one rewriting leads from an equation to the next: the same added to both sides (or nothing,
+    with terms collected), both multiplied by one number, or the sides exchanged."""
+    (a, b), (c, d) = map(linear, before.split("="))
+    (p, q), (r, s) = map(linear, line.split("="))
+    added = (p - r, q - s) == (a - c, b - d)
+    old, new = (a, b, c, d), (p, q, r, s)
+    scaled = all(x * v == y * u for x, u in zip(old, new, strict=True) for y, v in zip(old, new, strict=True))
+    return added or scaled or (p, q, r, s) == (c, d, a, b)
 
 
 def countdown_fault(prompt: str, thought: str) -> str:

