@@ -48,7 +48,11 @@ def verify(
     else:
         reward, reason = compare(gold, found.text, chosen)
         reason = f"{found.how}: {found.text[:80]!r} {reason}"
-    details = {"extracted": None if found.text is None else found.text[:500], "how": found.how}
+    details = {
+        "extracted": None if found.text is None else found.text[:500],
+        "parsed": found.text is not None and readings(found.text)[0].op != "text",
+        "how": found.how,
+    }
     return Verdict(reward, reason, seconds=time.perf_counter() - start, details=details)
 
 

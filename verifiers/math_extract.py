@@ -19,7 +19,6 @@ _END_OF_TURN = re.compile(
     r"<\|(?:im_end|im_start|endoftext|eot_id|end_of_text|end)\|>|<\/s>|<｜end▁of▁sentence｜>"
 )
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox|beginboxed)(?![A-Za-z])")
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.S | re.I)
 _MARK = re.compile(
     r"(?:final\s+answer|answer|result|solution|réponse|respuesta|antwort|答案)\s*"
     r"(?:\*\*)?\s*(?::|：|\bis\b|\best\b|\bes\b|\bist\b|是|为|=)\s*(?:\*\*)?(?:\s*(?:is|:|that)\b)?",
@@ -75,8 +74,7 @@ def extract(
         return Extraction(None, "no text after the thought" if "</think>" in completion else "no text")
     if found := boxes(text):
         return _final_after_box(text) or found
-    if tags := _TAG.findall(text[-200_000:]):
-        inner = tags[-1].strip()
+    if (inner := _tagged(text)) is not None:
         return boxes(inner) or Extraction(inner or None, "in the answer tag")
     if policy.boxed_only:
         return Extraction(None, "no box, and the policy wants one")
@@ -95,6 +93,13 @@ def extract(
     return whole if found.text is None and found.how == "no answer found" and _short(tail) else found
 
 
+def _tagged(text: str) -> str | None:
+    """The last <answer>…</answer>."""
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, end) if end >= 0 else -1
+    return None if start < 0 else text[start + len("<answer>") : end].strip()
+
+
 def _final_after_box(text: str) -> Extraction | None:
     """A "final answer" that is stated after the last box, and so outranks it."""
     after = text[text.rfind("boxed") :][:_TAIL]
@@ -104,7 +109,12 @@ def _final_after_box(text: str) -> Extraction | None:
 
 def boxes(text: str) -> Extraction | None:
     """The last box; boxes that are listed together ("and", "or", commas between) count as one list."""
-    starts = list(_BOX.finditer(text))
+    position = len(text)
+    for _ in range(60):
+        position = text.rfind("box", 0, position)
+        if position < 0:
+            break
+    starts = list(_BOX.finditer(text, max(0, position - 12)))
     if not starts:
         return None
     found: list[tuple[int, int, str]] = []
@@ -113,7 +123,7 @@ def boxes(text: str) -> Extraction | None:
             continue  # a box inside a box
         span = _box_content(text, start.end())
         if span is None:
-            return Extraction(None, "the last box is not closed")
+            return Extraction(None, "the last box is not closed, or far too long")
         found.append((start.start(), *span))
     if _row_of_boxes(text, found):
         return Extraction(None, "many different boxes side by side")
@@ -132,7 +142,7 @@ def boxes(text: str) -> Extraction | None:
 
 
 def _box_content(text: str, position: int) -> tuple[int, str] | None:
-    """End and content of a box; linear even for 100,000 nested braces."""
+    """End and content of a box.  One that is far longer than any answer counts as not closed."""
     while position < len(text) and text[position].isspace():
         position += 1
     if position >= len(text):
@@ -141,7 +151,7 @@ def _box_content(text: str, position: int) -> tuple[int, str] | None:
         token = re.compile(r"\\?[A-Za-z]+|[-+]?\d[\d.,]*\d|[-+]?\d|[^\s{}$]").match(text, position)
         return (token.end(), token.group()) if token else None
     depth = 0
-    for brace in re.compile(r"\\.|[{}]", re.S).finditer(text, position):
+    for brace in re.compile(r"\\.|[{}]", re.S).finditer(text, position, position + 10 * LIMITS.answer_chars):
         if brace.group() == "{":
             depth += 1
         elif brace.group() == "}":
@@ -179,7 +189,8 @@ def _listed(between: str) -> bool:
 def _letter(text: str) -> str | None:
     """The option a text settles on, where the gold is one."""
     patterns = (
-        r"(?:answer|choice|option|réponse|答案)\b[^.\n]{0,30}?\b(?:is|:|est|be)?\s*(?:for sure\s+|definitely\s+)?"
+        r"(?:answer|choice|option|réponse|答案)\b[^.\n]{0,30}?\b(?:is|:|est|be)?\s*"
+        r"(?:for sure\s+|definitely\s+)?"
         r"\(?\**([A-J])\**\)?(?![A-Za-z'])",
         r"(?:think|therefore|thus|so|hence|choose|pick|select|it is)\b[^.\n]{0,30}?\b(?:it'?s|is)?\s*"
         r"\(?\**([A-J])\**\)?(?![A-Za-z'])",
@@ -275,8 +286,8 @@ def _prose(formula: str) -> bool:
 
 
 _MATH_WORDS = set(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp sqrt abs floor ceil max min gcd lcm pi "
-    "infinity inf oo and or in union percent degrees mod meters cm km kg dollars units".split()
+    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp sqrt abs floor ceil max min gcd "
+    "lcm pi infinity inf oo and or in union percent degrees mod meters cm km kg dollars units".split()
 )
 
 

@@ -39,8 +39,10 @@ _SYMBOLS = {
     "≠": "\\ne", "≈": "\\approx",
     "∪": "\\cup", "∩": "\\cap", "∈": "\\in", "∅": "\\emptyset", "°": "^\\circ",
     "º": "^\\circ", "±": "\\pm", "∓": "\\mp", "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "ℕ": "\\mathbb{N}",
-    "ℚ": "\\mathbb{Q}", "ℂ": "\\mathbb{C}", "…": "\\ldots", "∠": "\\angle", "∖": "\\setminus", "′": "'", "’": "'",
-    "⌊": "\\lfloor", "⌋": "\\rfloor", "⌈": "\\lceil", "⌉": "\\rceil", "½": "\\frac{1}{2}", "⅓": "\\frac{1}{3}",
+    "ℚ": "\\mathbb{Q}", "ℂ": "\\mathbb{C}", "…": "\\ldots", "∠": "\\angle", "∖": "\\setminus",
+    "′": "'", "’": "'",
+    "⌊": "\\lfloor", "⌋": "\\rfloor", "⌈": "\\lceil", "⌉": "\\rceil", "½": "\\frac{1}{2}",
+    "⅓": "\\frac{1}{3}",
     "⅔": "\\frac{2}{3}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}", "∣": "|", "⟨": "\\langle", "⟩": "\\rangle",
     "→": "\\to", "∫": "\\int", "∑": "\\sum", "∏": "\\prod", "∧": "\\land", "∨": "\\lor", "∀": "\\forall",
     "℃": "\\text{celsius}", "≡": "\\equiv", "，": ",", "。": ".", "；": ";", "：": ":", "（": "(", "）": ")",
@@ -99,7 +101,8 @@ def clean(text: str) -> str:
 
 
 _DEGREES_OF = re.compile(
-    r"\^\s*\{?\s*\\circ\s*\}?\s*(?:\\(?:text|mathrm)\s*\{)?\s*([CF])(?![A-Za-z])(?:(?<=\{[CF])\}|(?<=\{ [CF])\})?"
+    r"\^\s*\{?\s*\\circ\s*\}?\s*(?:\\(?:text|mathrm)\s*\{)?\s*([CF])(?![A-Za-z])"
+    r"(?:(?<=\{[CF])\}|(?<=\{ [CF])\})?"
 )
 _TEMPERATURE = {"C": "celsius", "F": "fahrenheit"}
 

@@ -180,8 +180,8 @@ def _binomial(mp: Any, n: Any, k: Any) -> Any:
 
 _TABLE: dict[str, Any] = {
     **{n: (lambda mp, x, _n=n: getattr(mp, _n)(x)) for n in (
-        "sin cos tan cot sec csc asin acos atan acot asec acsc sinh cosh tanh coth sech csch asinh acosh atanh "
-        "exp floor ceil sign log10 factorial erf arg re im"
+        "sin cos tan cot sec csc asin acos atan acot asec acsc sinh cosh tanh coth sech csch "
+        "asinh acosh atanh exp floor ceil sign log10 factorial erf arg re im"
     ).split()},
     "abs": lambda mp, x: abs(x),
     "ln": lambda mp, x: mp.log(x),

@@ -58,7 +58,7 @@ class Limits:
 
     completion_chars: int = 2_000_000
     answer_chars: int = 3_000
-    tokens: int = 1_500
+    tokens: int = 1_000
     depth: int = 48
     digits: int = 2_500
     items: int = 400

@@ -51,7 +51,7 @@ def exponent(c: Cursor) -> Node:
 
 
 def postfix(c: Cursor, node: Node) -> Node:
-    while True:
+    for _ in range(8):
         key = c.key()
         if key == "!":
             c.next()
@@ -67,6 +67,7 @@ def postfix(c: Cursor, node: Node) -> Node:
             node = _subscript(c, node)
         else:
             return node
+    raise Unreadable("too many marks after one another")
 
 
 def _subscript(c: Cursor, node: Node) -> Node:

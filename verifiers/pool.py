@@ -32,6 +32,7 @@ START_SECONDS = (
     120.0  # interpreter start and the verifier's imports, which may include sympy on a busy machine
 )
 RECYCLE_ROWS = 5_000  # a worker is replaced after so many rows, so that a leaking verifier stays bounded
+MAX_FALSE_STARTS = 4
 REPLY_LIMIT = 1 << 20
 
 
@@ -99,6 +100,7 @@ class VerifierPool:
         )
         self.size, self.wall_seconds, self.memory_mb = workers, wall_seconds, memory_mb
         self.replaced = 0
+        self._false_starts = 0  # workers in a row that died before they judged anything
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()
         self._finalizer = weakref.finalize(self, _kill_all, self._workers)
@@ -123,6 +125,7 @@ class VerifierPool:
                 raise
 
     def _run(self, name: str, rows: list[Row]) -> list[Verdict]:
+        self._false_starts = 0
         verdicts: list[Verdict | None] = [None] * len(rows)
         waiting = deque(range(len(rows)))
         chunk = max(1, min(CHUNK, len(rows) // (2 * self.size)))
@@ -171,6 +174,7 @@ class VerifierPool:
             if not worker.rows:
                 return True
             if not worker.ready:
+                self._false_starts = 0
                 worker.ready = True  # the verifier is imported: from here each row has its own clock
             else:
                 verdict = verdicts[worker.rows.popleft()] = _read_reply(line)
@@ -193,10 +197,16 @@ class VerifierPool:
             text = f"infrastructure: the verifier did not start within {START_SECONDS:g} s"
         elif late:
             text = f"timeout: over {self.wall_seconds:g} s of wall clock, worker killed"
+        elif not worker.ready:
+            self._false_starts += 1
+            text = f"infrastructure: the worker ended at its start (exit {code})"
         else:
             text = f"killed: the worker ended by itself (exit {code}) while judging"
         verdicts[guilty] = failed(text, seconds=self.wall_seconds if late else 0.0)
         waiting.extendleft(reversed(worker.rows))
+        if self._false_starts >= MAX_FALSE_STARTS:  # no worker will ever start: do not try once per row
+            while waiting:
+                verdicts[waiting.popleft()] = failed(text)
 
 
 def run_verdicts(name: str, rows: list[Row], pool: VerifierPool | None = None) -> list[Verdict]:

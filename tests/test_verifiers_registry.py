@@ -1,0 +1,107 @@
+"""The contract and the ways to name a verifier."""
+
+import subprocess
+import sys
+
+import pytest
+
+from onebase.errors import UserError
+from onebase.verifiers.base import Verdict, as_verdict, tally
+from onebase.verifiers.composite import Term, Unjudged, combine
+from onebase.verifiers.registry import builtin_names, is_inline, load
+
+
+def test_verdict_is_reward_or_error():
+    assert Verdict(1, "yes").reward == 1.0 and Verdict(None, "no", error="late").error == "late"
+    for bad in [dict(reward=None), dict(reward=1.0, error="both"), dict(reward=1.1), dict(reward=-0.1)]:
+        with pytest.raises(ValueError):
+            Verdict(reason="", **bad)
+    with pytest.raises(ValueError):
+        Verdict(float("nan"), "")
+    assert as_verdict(0.5).reward == 0.5 and as_verdict(True).reward == 1.0
+    with pytest.raises(TypeError):
+        as_verdict("1")
+
+
+def test_tally_counts_errors_apart():
+    counted = tally([Verdict(1.0, ""), Verdict(0.0, ""), Verdict(None, "", error="late")])
+    assert counted == {"judged": 2, "mean_reward": 0.5, "errors": 1}
+
+
+def test_builtins_load():
+    assert {"math_answer", "format_think", "random_reward", "number", "choice"} <= set(builtin_names())
+    assert not {"base", "registry", "pool", "math_parse"} & set(builtin_names())
+    assert is_inline("math_answer") and not is_inline("regex") and not is_inline("a.py:b")
+    for name in builtin_names():
+        assert callable(load(name))
+
+
+def test_file_and_mistakes(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def score(completion, answer, **row):\n    return float(answer in completion)\n")
+    assert load(f"{path}:score")("a b", "a") == 1.0
+    with pytest.raises(UserError, match="did you mean 'score'"):
+        load(f"{path}:scor")
+    with pytest.raises(UserError, match="no file"):
+        load(f"{tmp_path}/other.py:score")
+    with pytest.raises(UserError, match="did you mean 'math_answer'"):
+        load("math_answr")
+    bad = tmp_path / "bad.py"
+    bad.write_text("import nothing_of_that_name\n")
+    with pytest.raises(UserError, match="nothing_of_that_name"):
+        load(f"{bad}:score")
+
+
+def test_entry_point_of_another_package(tmp_path, monkeypatch):
+    (tmp_path / "their_package.py").write_text("def verify(completion, answer, **row):\n    return 0.25\n")
+    info = tmp_path / "their_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[onebase.verifiers]\ntheirs = their_package:verify\nmissing = their_package:nothing\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert load("theirs")("x", "y") == 0.25
+    with pytest.raises(UserError, match="missing"):
+        load("missing")
+    with pytest.raises(UserError, match="'theirs'"):
+        load("their")
+
+
+def test_import_is_light():
+    code = (
+        "import sys, time; start = time.perf_counter()\n"
+        "from onebase.verifiers import math_answer\n"
+        "assert math_answer.verify('\\\\boxed{1/2}', '0.5').reward == 1.0\n"
+        "heavy = [m for m in ('torch', 'vllm', 'sympy', 'numpy') if m in sys.modules]\n"
+        "print(time.perf_counter() - start, heavy)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    seconds, _, modules = out.strip().partition(" ")
+    assert float(seconds) < 1.0 and modules == "[]", out
+
+
+def test_composite_rewards():
+    verdicts = {name: Verdict(1.0, "") for name in ("math_answer", "format_think")}
+    verdicts["length"] = Verdict(0.4, "")
+    terms = [
+        Term("math_answer"),
+        Term("format_think", 0.2, gate="math_answer.parsed"),
+        Term("length", -0.5, cap=0.2),
+    ]
+    assert combine(terms, verdicts) == pytest.approx(1.0 - 0.1)
+    verdicts["math_answer"].details["parsed"] = True
+    assert combine(terms, verdicts) == pytest.approx(1.0 + 0.2 - 0.1)
+    correct_only = [Term("length", 1.0, gate="math_answer")]
+    assert combine(correct_only, verdicts) == pytest.approx(0.4)
+    verdicts["math_answer"].reward = 0.0
+    assert combine(correct_only, verdicts) == 0.0
+    scheduled = [Term("format_think", 1.0, until_step=10), Term("length", 1.0, warmup_steps=4)]
+    assert [combine(scheduled, verdicts, step) for step in (0, 2, 4, 10)] == pytest.approx(
+        [1.0, 1.2, 1.4, 0.4]
+    )
+    verdicts["length"] = Verdict(None, "", error="late")
+    with pytest.raises(Unjudged, match="late"):
+        combine(scheduled, verdicts, 4)
+    with pytest.raises(UserError, match="did you mean 'math_answer'"):
+        combine([Term("math_answers")], verdicts)
