@@ -298,9 +298,7 @@ def _source_texts(source: Source, seed: int, folders: dict[str, Path]) -> Iterat
     for p in worlds.stream(source.world, split=source.split, seed=seed, difficulty=source.difficulty):
         style = rng.choices(names, weights)[0]
         yield p.prompt
-        if style != "direct":
-            yield p.thoughts[style]
-        yield p.answer
+        yield world_answer(p, style)
 
 
 class Problems:
