@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,23 +136,18 @@ def test_a_thought_that_was_cut_off_is_dropped_later_too(tokenizer: ChatTokenize
 
 
 def test_stopping_a_reply_keeps_what_was_said(tokenizer: ChatTokenizer) -> None:
-    talk = conversation(tokenizer, lambda prompt: "the answer is three " * 20)
-    pieces = talk.reply("one")
-    first = next(pieces)
-    pieces.close()  # type: ignore[attr-defined]
-    assert talk.messages[1]["content"].startswith(first.strip())
+    def say(prompt: str) -> str:
+        said.append(prompt)
+        if len(said) == 3:
+            raise KeyboardInterrupt  # as Ctrl-C does, in the middle of the third piece
+        return "the answer is three " * 20
 
-    def stops(text: str) -> Iterator[str]:
-        yield "the answ"
-        raise KeyboardInterrupt
-
-    class Stopping(Conversation):
-        __slots__ = ()
-        reply = staticmethod(stops)  # type: ignore[assignment]
-
-    talk = Stopping(talk.engine, tokenizer, 2000, 300, 0.6)
-    screen = talked(talk, "one", "/reset")
-    assert "(stopped)" in screen and "(forgotten)" in screen, "the conversation goes on"
+    said: list[str] = []
+    talk = conversation(tokenizer, say)
+    screen = talked(talk, "one")
+    assert "(stopped)" in screen and "the answer" in screen
+    assert talk.messages[0]["content"] == "one" and "the answer" in talk.messages[1]["content"]
+    assert "(forgotten)" in talked(talk, "/reset") and talk.messages == []
 
 
 @given(
