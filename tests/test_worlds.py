@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -24,6 +25,7 @@ from onebase.worlds.base import Draft, held_out, make
 from onebase.worlds.traces import TRACES, linear, solution
 
 NAMES = list(FAMILIES)
+GOLDEN = Path(__file__).parent / "golden" / "worlds" / "cases.jsonl"
 
 
 def some(family: str, count: int, split: str = "train", seed: int = 0, **kw: object) -> list[Problem]:
@@ -315,6 +317,17 @@ def test_rows_that_cannot_be_judged_are_errors_not_zeros() -> None:
         assert v.reward is None and v.error, row
     assert load("worlds") is verify and is_inline("worlds")
     assert "code_tests" in str(verify("x", "x", family="code").error)
+
+
+def test_golden_cases() -> None:
+    cases = [json.loads(line) for line in GOLDEN.read_text(encoding="utf-8").splitlines()]
+    assert {case["kind"] for case in cases} == {"accepted", "rejected", "adversarial", "error"}
+    for case in cases:
+        v = verify(case["completion"], case["answer"], **case["row"])
+        wanted = {"accepted": 1.0, "error": None}.get(case["kind"], 0.0)
+        assert v.reward == wanted and v.reason and "\n" not in v.reason, (case, v)
+        if case["kind"] != "error" and not case["row"].get("trace"):  # the gold answer itself is paid
+            assert verify(f"\\boxed{{{case['answer']}}}", case["answer"], **case["row"]).reward == 1
 
 
 # --- traces
