@@ -1,0 +1,186 @@
+"""Kernels against their specifications in float64: values and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from onebase.kernels import linear_logprob as linear_logprob_file
+from onebase.kernels.grouped_linear import grouped_linear, grouped_linear_ref
+from onebase.kernels.linear_logprob import linear_logprob, linear_logprob_ref
+
+QUICK = settings(max_examples=25, deadline=None, derandomize=True)
+TOLERANCE = {torch.float64: (1e-12, 1e-12), torch.float32: (1e-4, 1e-5), torch.bfloat16: (3e-2, 3e-2)}
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def numeric_gradient(f: Callable[[Tensor], Tensor], x: Tensor, step: float) -> Tensor:
+    """Central differences of a scalar function, entry by entry."""
+    grad = torch.zeros_like(x)
+    for i in range(x.numel()):
+        ends = []
+        for sign in (1, -1):
+            moved = x.detach().clone()
+            moved.view(-1)[i] += sign * step
+            ends.append(f(moved))
+        grad.view(-1)[i] = (ends[0] - ends[1]) / (2 * step)
+    return grad
+
+
+# -- grouped linear
+
+
+def values_and_gradients(f: Callable[..., Tensor], x: Tensor, w: Tensor, counts: Tensor) -> list[Tensor]:
+    x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
+    out = f(x, w, counts)
+    probe = normal(9, *out.shape).to(out.dtype)
+    return [out, *torch.autograd.grad((out * probe).sum(), (x, w))]
+
+
+@QUICK
+@given(
+    counts=st.lists(st.integers(0, 7), min_size=1, max_size=6),
+    shape=st.sampled_from([(1, 1), (4, 9), (16, 8)]),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 99),
+)
+def test_grouped_linear(counts: list[int], shape: tuple[int, int], dtype: torch.dtype, seed: int) -> None:
+    """Empty groups in any place, and no rows at all."""
+    D, out = shape
+    count_E = torch.tensor(counts)
+    x, w = normal(seed, sum(counts), D).to(dtype), normal(seed + 1, len(counts), out, D).to(dtype)
+    ours = values_and_gradients(grouped_linear, x, w, count_E)
+    theirs = values_and_gradients(grouped_linear_ref, x.double(), w.double(), count_E)
+    rtol, atol = TOLERANCE[dtype]
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == dtype
+        torch.testing.assert_close(a.double(), b, rtol=rtol, atol=atol * (1 + D) ** 0.5)
+
+
+def test_grouped_linear_takes_transposed_views_and_strided_gradients() -> None:
+    counts = torch.tensor([3, 0, 2])
+    x, w = normal(1, 4, 5).T, normal(2, 3, 4, 6).transpose(1, 2)
+    assert not x.is_contiguous() and not w.is_contiguous()
+    for a, b in zip(
+        values_and_gradients(lambda *v: grouped_linear(*v).T.contiguous().T, x, w, counts),
+        values_and_gradients(grouped_linear_ref, x, w, counts),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+    # a gradient that is an expanded scalar
+    leaf = w.detach().requires_grad_()
+    grouped_linear(x, leaf, counts).sum().backward()
+    other = w.detach().requires_grad_()
+    grouped_linear_ref(x, other, counts).sum().backward()
+    torch.testing.assert_close(leaf.grad, other.grad)
+
+
+def test_grouped_linear_against_finite_differences_and_with_one_frozen_side() -> None:
+    counts = torch.tensor([2, 0, 1, 3])
+    x, w = normal(3, 6, 3).requires_grad_(), normal(4, 4, 2, 3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, b: grouped_linear(a, b, counts), (x, w))
+    both = torch.autograd.grad(grouped_linear(x, w, counts).square().sum(), (x, w))
+    (only_x,) = torch.autograd.grad(grouped_linear(x, w.detach(), counts).square().sum(), (x,))
+    (only_w,) = torch.autograd.grad(grouped_linear(x.detach(), w, counts).square().sum(), (w,))
+    assert torch.equal(both[0], only_x) and torch.equal(both[1], only_w)
+
+
+@pytest.mark.parametrize("counts", [[2, 2], [2, 4]])
+def test_grouped_linear_refuses_counts_that_do_not_fit_the_rows(counts: list[int]) -> None:
+    """Rows outside every group would come back as uninitialised memory."""
+    with pytest.raises((AssertionError, RuntimeError)):
+        grouped_linear(normal(1, 5, 3), normal(2, 2, 4, 3), torch.tensor(counts))
+
+
+# -- log-probabilities of a linear head
+
+
+def logprob_float64(hidden: Tensor, weight: Tensor, target: Tensor, temperature: float) -> list[Tensor]:
+    logp = (hidden @ weight.T / temperature).log_softmax(-1)
+    return [logp.gather(1, target[:, None])[:, 0], -(logp.exp() * logp).sum(-1)]
+
+
+@pytest.mark.parametrize("chunk", ["one chunk", "many chunks"])
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 2.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n", [0, 1, 64, 150])
+def test_linear_logprob(
+    chunk: str, temperature: float, dtype: torch.dtype, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and gradients, with chunks that divide the rows, that do not, and that are larger."""
+    if chunk == "many chunks":
+        monkeypatch.setattr(linear_logprob_file, "CHUNK_BYTES", 1)  # chunks of the least size, 64 rows
+    hidden = normal(1, n, 12).to(dtype).requires_grad_()
+    weight = (normal(2, 37, 12) * 0.7).to(dtype).requires_grad_()
+    target = torch.randint(0, 37, (n,), generator=torch.Generator().manual_seed(3))
+    logp, entropy = linear_logprob(hidden, weight, target, temperature)
+    assert logp.dtype == entropy.dtype == torch.float32 and not entropy.requires_grad
+    wide = [t.detach().double().requires_grad_() for t in (hidden, weight)]
+    exact, exact_entropy = logprob_float64(*wide, target, temperature)
+    rtol, atol = TOLERANCE[dtype]
+    torch.testing.assert_close(logp.double(), exact, rtol=rtol, atol=atol / temperature)
+    torch.testing.assert_close(entropy.double(), exact_entropy, rtol=rtol, atol=atol / temperature)
+    factor = normal(4, n)
+    ours = torch.autograd.grad((logp * factor.float()).sum(), (hidden, weight))
+    theirs = torch.autograd.grad((exact * factor).sum(), wide)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == dtype
+        scale = 5 if dtype == torch.bfloat16 else 1  # the weight's gradient sums n rounded rows
+        torch.testing.assert_close(a.double(), b, rtol=rtol * scale, atol=atol * scale / temperature)
+    reference = linear_logprob_ref(hidden, weight, target, temperature)
+    for a, b in zip((logp, entropy), reference, strict=True):
+        torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
+
+
+def test_linear_logprob_against_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_logprob_file, "CHUNK_BYTES", 1)
+    hidden, weight = normal(5, 70, 3).float(), normal(6, 5, 3).float()
+    target = torch.arange(70) % 5
+    factor = normal(7, 70).float()
+
+    def f(h: Tensor, w: Tensor) -> Tensor:
+        return (linear_logprob(h, w, target, 0.8)[0] * factor).double().sum()
+
+    h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    ours = torch.autograd.grad(f(h, w), (h, w))
+    numeric = numeric_gradient(lambda m: f(hidden, m), weight, 1e-2)
+    torch.testing.assert_close(ours[1], numeric, rtol=1e-2, atol=5e-3)
+    numeric = numeric_gradient(lambda m: f(m, weight), hidden, 1e-2)
+    torch.testing.assert_close(ours[0], numeric, rtol=1e-2, atol=5e-3)
+
+
+def test_linear_logprob_with_one_frozen_side() -> None:
+    hidden, weight = normal(1, 6, 4).float(), normal(2, 9, 4).float()
+    target = torch.arange(6)
+    h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    both = torch.autograd.grad(linear_logprob(h, w, target)[0].sum(), (h, w))
+    (only_h,) = torch.autograd.grad(linear_logprob(h, weight, target)[0].sum(), (h,))
+    (only_w,) = torch.autograd.grad(linear_logprob(hidden, w, target)[0].sum(), (w,))
+    assert torch.equal(both[0], only_h) and torch.equal(both[1], only_w)
+
+
+def test_linear_logprob_survives_huge_logits() -> None:
+    """A certain token: logp 0 and entropy 0, not a NaN; the gradient is finite."""
+    hidden = torch.tensor([[300.0], [-300.0]]).requires_grad_()
+    weight = torch.tensor([[1.0], [0.0], [-1.0]]).requires_grad_()
+    logp, entropy = linear_logprob(hidden, weight, torch.tensor([0, 0]))
+    assert logp.tolist() == [0.0, -600.0]
+    assert entropy.tolist() == pytest.approx([0.0, 0.0], abs=1e-4)
+    logp.sum().backward()
+    assert torch.isfinite(hidden.grad).all() and torch.isfinite(weight.grad).all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_entropy_of_an_even_distribution_is_log_v(temperature: float) -> None:
+    _, entropy = linear_logprob(
+        torch.zeros(3, 4), normal(1, 50, 4).float(), torch.zeros(3).long(), temperature
+    )
+    torch.testing.assert_close(entropy, torch.full((3,), 50.0).log())
