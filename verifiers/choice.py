@@ -24,7 +24,7 @@ def verify(
     if gold is None:
         return failed(f"gold: {str(answer)[:80]!r} is not a choice letter")
     contents = {normal_text(text): chr(ord("A") + i) for i, text in enumerate(choices)}
-    found = extract(completion, DEFAULT, gold_is_choice=True, prefilled=prefilled)
+    found = extract(completion, DEFAULT, kind="choice", prefilled=prefilled)
     if found.text is None:
         return Verdict(0.0, found.how)
     letter, content = choice_letter(found.text), None

@@ -42,7 +42,7 @@ def verify(
     gold = read_gold(str(answer))
     if isinstance(gold, str):
         return failed(f"gold: {gold}", time.perf_counter() - start, gold=str(answer)[:200])
-    found = extract(undouble(completion), chosen, gold.letter is not None, prefilled)
+    found = extract(undouble(completion), chosen, gold.kind, prefilled)
     if found.text is None:
         reward, reason = 0.0, found.how
     else:
@@ -59,10 +59,19 @@ def verify(
 class Gold:
     """A gold answer, read once."""
 
-    __slots__ = ("content", "letter", "nodes", "text")
+    __slots__ = ("content", "letter", "nodes", "raw", "text")
 
-    def __init__(self, text: str, nodes: tuple[Node, ...], letter: str | None, content: str | None) -> None:
-        self.text, self.nodes, self.letter, self.content = text, nodes, letter, content
+    @property
+    def kind(self) -> str:
+        """What sort of thing to look for in prose."""
+        if self.letter is not None:
+            return "choice"
+        return "text" if self.nodes[0].op == "text" else "value"
+
+    def __init__(
+        self, raw: str, text: str, nodes: tuple[Node, ...], letter: str | None, content: str | None
+    ) -> None:
+        self.raw, self.text, self.nodes, self.letter, self.content = raw, text, nodes, letter, content
 
 
 @lru_cache(maxsize=4096)
@@ -80,7 +89,8 @@ def read_gold(answer: str) -> Gold | str:
         text = text.rpartition("####")[2].strip()
     if len(text) > LIMITS.answer_chars:
         return f"it has {len(text)} characters; the limit is {LIMITS.answer_chars}"
-    if "\n" in text and (part := extract(text, Policy(), True)).text is not None:
+    announced = "\n" in text or re.search(r"\banswer\s*(?:is|:)", text, re.I)
+    if announced and (part := extract(text, Policy(), "choice")).text is not None:
         text = part.text
     letter, content = choice_letter(text), None
     if letter is None and (labelled := labelled_choice(text)) is not None:
@@ -93,7 +103,7 @@ def read_gold(answer: str) -> Gold | str:
         and not (_is_prose(text) or special_text(text))
     ):
         return f"neither an expression nor words: {text[:80]!r}"
-    return Gold(text, nodes, letter, content)
+    return Gold(answer.strip(), text, nodes, letter, content)
 
 
 def _is_prose(text: str) -> bool:
@@ -109,7 +119,7 @@ def compare(gold: Gold, text: str, policy: Policy) -> tuple[float, str]:
     """Reward and reason for an extracted answer against the gold."""
     if len(text) > LIMITS.answer_chars:
         return 0.0, f"is too long ({len(text)} characters)"
-    if text == gold.text and not _chained(text):
+    if text in (gold.text, gold.raw) and not _chained(text):
         return 1.0, "is the gold's text"
     if _INTEGER.fullmatch(text) and _INTEGER.fullmatch(gold.text):
         same = int(text) == int(gold.text)

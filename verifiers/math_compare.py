@@ -1,34 +1,24 @@
-"""Whether two parsed answers are the same answer, under a Policy.
-
-Cheapest sure test first: normal form, exact rational value, residues of rational functions, then numeric
-evaluation at 60 and 130 digits (constants) or at seeded points (functions).  No symbolic simplification is
-called: every step above is bounded by the size of the answer, which `sympy.simplify` is not.
-"""
+"""Whether two parsed answers are the same answer, under a Policy: lists, sets, tuples, matrices, relations,
+names. Numbers and expressions are compared in math_number."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
-from functools import lru_cache
 from math import gcd
 
 from onebase.verifiers import math_tree as T
-from onebase.verifiers.math_exact import NotPolynomial, NotRational, TooBig, rational, residues
+from onebase.verifiers.math_exact import rational
+from onebase.verifiers.math_number import NO_VALUE, same_number, same_quantity
 from onebase.verifiers.math_numeric import (
     Evaluator,
-    NoValue,
     _points,
     close,
     context,
-    same_constant,
-    same_function,
 )
 from onebase.verifiers.math_policy import Policy
-from onebase.verifiers.math_sets import ORDER, NotASet, same_set, to_set, turned
-from onebase.verifiers.math_tree import Node, normal, num, ops, symbols
-from onebase.verifiers.math_values import Item, Quantity, expand_signs, item, quantity, rounds_to, strip
-
-_NO = (NoValue, TooBig, NotRational, NotASet, NotPolynomial, ZeroDivisionError, OverflowError)
+from onebase.verifiers.math_sets import ORDER, same_set, to_set, turned
+from onebase.verifiers.math_tree import Node, normal, ops, symbols
+from onebase.verifiers.math_values import Item, expand_signs, item, strip
 
 
 def same_answer(gold: Node, answer: Node, policy: Policy) -> str | None:
@@ -134,7 +124,7 @@ def _key(entry: Item) -> tuple[object, object]:
     name = None if entry.name is None else _head(entry.name)
     try:
         return (name, rational(entry.value))
-    except _NO:
+    except NO_VALUE:
         return (name, normal(entry.value))
 
 
@@ -150,7 +140,7 @@ def _as_sets(gold: Node, answer: Node, policy: Policy) -> str | None:
         return None
     try:
         left, right = to_set(gold), to_set(answer)
-    except _NO:
+    except NO_VALUE:
         return None
     return "the same set of numbers" if same_set(left, right, policy.interval_ends == "strict") else None
 
@@ -236,9 +226,11 @@ def same_value(gold: Node, answer: Node, policy: Policy) -> str | None:
         return _same_text(gold, answer)
     if pair & {"tuple", "matrix", "rel", "union", "inter", "minus", "both"}:
         return None
+    if "ratio" in pair:
+        return _ratio_as_quotient(gold, answer, policy)
     if "based" in pair:
         return _same_based(gold, answer, policy)
-    return _same_quantity(gold, answer, policy)
+    return same_quantity(gold, answer, policy)
 
 
 def _all_same(golds: Sequence[Node], answers: Sequence[Node], policy: Policy) -> bool:
@@ -277,16 +269,25 @@ def _same_ratio(gold: Node, answer: Node, policy: Policy) -> str | None:
     ]
     try:
         zero = rational(first_gold) == 0 or rational(first_answer) == 0
-    except _NO:
+    except NO_VALUE:
         zero = False
     return "ratios in proportion" if all(cross) and not zero else None
+
+
+def _ratio_as_quotient(gold: Node, answer: Node, policy: Policy) -> str | None:
+    """2:3 against 2/3."""
+    ratio, other = (gold, answer) if gold.op == "ratio" else (answer, gold)
+    if len(ratio.args) != 2 or _clock(ratio) or other.op in ("text", "based"):
+        return None
+    how = same_number(T.div(*ratio.args), other, policy)
+    return how and f"{how}, the ratio as a quotient"
 
 
 def _clock(node: Node) -> bool:
     """Whether a ratio can be a time of day whose minutes would have been typed with two digits."""
     try:
         hours, *rest = (rational(part) for part in node.args)
-    except _NO:
+    except NO_VALUE:
         return False
     return 0 <= hours <= 24 and all(10 <= part < 60 or part == 0 for part in rest)
 
@@ -306,6 +307,8 @@ def _same_text(gold: Node, answer: Node) -> str | None:
         return ""
 
     a, b = spelled(gold), spelled(answer)
+    if {gold.op, answer.op} == {"mul", "text"} and 2 < len(a) == len(b) < 6 and sorted(a) == sorted(b):
+        return "the same product of letters"
     if len(a) > 1:
         a, b = a.lower(), b.lower()
     return "the same text" if a and a.replace(" ", "") == b.replace(" ", "") else None
@@ -315,6 +318,11 @@ def _same_based(gold: Node, answer: Node, policy: Policy) -> str | None:
     if gold.op == answer.op:
         return "the same number in the same base" if gold.args == answer.args else None
     based, other = (gold, answer) if gold.op == "based" else (answer, gold)
+    if gold.op != "based":
+        try:
+            return "the same value" if rational(gold) == rational(answer) else None
+        except NO_VALUE:
+            return None
     if policy.base_suffix == "optional" and other.op == "num" and str(other.args[0]) == based.args[0]:
         return "the same digits, base left out"
     return None
@@ -363,7 +371,7 @@ def _constant_ratio(left: Node, right: Node) -> object | None:
     for point in _points(names, False):
         try:
             a, b = Evaluator(30, point).value(left), Evaluator(30, point).value(right)
-        except _NO:
+        except NO_VALUE:
             continue
         if a == 0 or b == 0 or min(abs(a), abs(b)) < 1e-24:
             return None
@@ -371,140 +379,3 @@ def _constant_ratio(left: Node, right: Node) -> object | None:
     if len(ratios) < 3 or not all(close(ratios[0], other, 20) for other in ratios[1:]):
         return None
     return ratios[0]
-
-
-def _same_quantity(gold: Node, answer: Node, policy: Policy) -> str | None:
-    """Numbers or expressions with what stands beside them: unit, percent, degree."""
-    g, a = quantity(gold), quantity(answer)
-    if g.dimensions and a.dimensions:
-        if g.dimensions != a.dimensions:
-            return None
-        scaled = [T.mul(T.num(q.factor), q.number) if g.factor != a.factor else q.number for q in (g, a)]
-        how = same_number(scaled[0], scaled[1], policy)
-        return how and f"{how}, unit converted" if g.factor != a.factor else how
-    if policy.units == "required" and (g.dimensions or a.dimensions):
-        return None
-    how = _same_marked(g, a, policy)
-    return how and f"{how}, unit left out" if g.dimensions or a.dimensions else how
-
-
-def _same_marked(g: Quantity, a: Quantity, policy: Policy) -> str | None:
-    if g.percent != a.percent:
-        return _same_percent(g, a, policy)
-    how = same_number(g.number, a.number, policy)
-    if how is None and g.degrees != a.degrees:
-        turn = T.div(T.PI, num(180))
-        left = T.mul(g.number, turn) if g.degrees else g.number
-        right = T.mul(a.number, turn) if a.degrees else a.number
-        if "const" in ops(right if g.degrees else left):
-            how = same_number(left, right, policy)
-            how = how and f"{how}, degrees as radians"
-    return how
-
-
-def _same_percent(g: Quantity, a: Quantity, policy: Policy) -> str | None:
-    if policy.percent == "strict":
-        return None
-    if policy.percent != "hundredth" and (how := same_number(g.number, a.number, policy)):
-        return f"{how}, percent sign left out"
-    if policy.percent == "number":
-        return None
-    hundredth = T.num(Fraction(1, 100))
-    left = T.mul(g.number, hundredth) if g.percent else g.number
-    right = T.mul(a.number, hundredth) if a.percent else a.number
-    how = same_number(left, right, policy)
-    return how and f"{how}, percent as hundredths"
-
-
-@lru_cache(maxsize=8192)
-def same_number(gold: Node, answer: Node, policy: Policy) -> str | None:
-    """Equality of two expressions; a decimal is exact unless the policy lets it stand for what it rounds."""
-    a, b = normal(gold), normal(answer)
-    if a == b:
-        return "the same form"
-    try:
-        return _same_rational(gold, answer, policy)
-    except (NotRational, TooBig, ZeroDivisionError):
-        pass
-    try:
-        return (
-            "equal as rational functions"
-            if residues(a) == residues(b)
-            else _by_rounding(gold, answer, policy)
-        )
-    except NotPolynomial:
-        pass
-    try:
-        return _same_numeric(gold, answer, policy)
-    except _NO:
-        return None
-
-
-def _same_rational(gold: Node, answer: Node, policy: Policy) -> str | None:
-    a, b = rational(gold), rational(answer)
-    if a == b:
-        return "equal as exact numbers"
-    if "dec" in (gold.op, answer.op):
-        fine = min(node.args[1] if node.op == "dec" else 99 for node in (gold, answer)) >= 12
-        if fine and abs(a - b) <= abs(a) / 10**12:
-            return "equal to twelve digits"
-    return _by_rounding(gold, answer, policy)
-
-
-def _by_rounding(gold: Node, answer: Node, policy: Policy) -> str | None:
-    if symbols(gold) or symbols(answer):
-        return None
-    try:
-        if gold.op == "dec" and answer.op != "dec" and _enough(gold, policy.rounded_gold_digits):
-            if not _terminates(answer) and rounds_to(answer, gold):
-                return "rounds to the decimal gold"
-        if answer.op == "dec" and gold.op != "dec" and _enough(answer, policy.decimal_answer_digits):
-            if rounds_to(gold, answer):
-                return "a rounding of the exact gold"
-    except _NO:
-        return None
-    return None
-
-
-def _enough(node: Node, digits: int) -> bool:
-    return bool(digits and node.args[1] >= digits)
-
-
-def _terminates(node: Node) -> bool:
-    """Whether the value is a number of finitely many decimals: such a one meets a decimal exactly or not at
-    all."""
-    try:
-        rest = rational(node).denominator
-    except _NO:
-        return False
-    for prime in (2, 5):
-        while rest % prime == 0:
-            rest //= prime
-    return rest == 1
-
-
-def _same_numeric(gold: Node, answer: Node, policy: Policy) -> str | None:
-    logs = [True, False] if _has_log(gold) or _has_log(answer) else [True]
-    free = symbols(gold) | symbols(answer)
-    for natural in logs:
-        try:
-            if free:
-                if same_function(gold, answer, natural, _digits(gold)):
-                    return "equal at seeded points"
-            elif same_constant(gold, answer, natural):
-                return "equal to 110 digits"
-        except (NoValue, TooBig, ZeroDivisionError):
-            if natural == logs[-1]:
-                raise
-    return _by_rounding(gold, answer, policy)
-
-
-def _digits(gold: Node) -> int:
-    """Digits to which functions must agree: all, but where the gold's own coefficients are decimals of five
-    digits or more, only those."""
-    typed = [part.args[1] for part in T.walk(gold) if part.op == "dec" and part.args[1] >= 5]
-    return min(typed) - 1 if typed else 20
-
-
-def _has_log(node: Node) -> bool:
-    return any(p.op == "fn" and p.args[0] == "log" and len(p.args) == 2 for p in T.walk(node))

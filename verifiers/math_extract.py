@@ -36,7 +36,7 @@ _MATH = re.compile(
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
 _MATH_MARKS = re.compile(r"\$|\\[\[\](),;:!]|\\(?:q?quad|text(?:rm|bf)?|mathrm)(?![A-Za-z])|[{}*~\n]|&")
 _SENTENCE_END = re.compile(
-    r"(?<=[^\d\s])\.(?=\s|$)|(?<=\d)\.(?=\s|$)|\n|。|(?<=\s)because\b|,\s+(?=which|so|since|it|not)\b"
+    r"(?<=[^\d\s])\.(?=\s|$)|(?<=\d)\.(?=\s|$)|\n|。|(?<=\s)because\b|\s\((?=since|because|as\b|from|i\.e)|,\s+(?=which|so|since|it|not)\b"
 )
 _TAIL = 6_000
 
@@ -63,9 +63,8 @@ def answer_part(completion: str, prefilled: bool) -> Extraction:
     return Extraction(text[: turn.start()] if turn else text, "")
 
 
-def extract(
-    completion: str, policy: Policy, gold_is_choice: bool = False, prefilled: bool = False
-) -> Extraction:
+def extract(completion: str, policy: Policy, kind: str = "value", prefilled: bool = False) -> Extraction:
+    """`kind` says what the gold is: a choice, a text, or a value; prose is read accordingly."""
     part = answer_part(completion, prefilled)
     if part.text is None:
         return part
@@ -79,13 +78,15 @@ def extract(
     if policy.boxed_only:
         return Extraction(None, "no box, and the policy wants one")
     tail = text[-_TAIL:].strip()
-    if gold_is_choice and (letter := _letter(tail)):
+    if kind == "choice" and (letter := _letter(tail)):
         return Extraction(letter, "the letter chosen in the text")
     if "####" in tail:
         line = tail.rpartition("####")[2].strip().split("\n")[0]
         return Extraction(line.strip() or None, "after ####")
-    if found := _after_mark(tail):
+    if found := _after_mark(tail, kind == "text"):
         return found
+    if kind == "text" and len(tail) <= 200 and "\n" not in tail:
+        return Extraction(_bare(tail), "the whole text")
     whole = Extraction(_bare(tail), "the whole text")
     if _short(tail) and readings(_bare(tail))[0].op != "text":
         return whole
@@ -133,7 +134,7 @@ def boxes(text: str) -> Extraction | None:
         if not _listed(text[before[1] : joined[0][0]]):
             break
         joined.insert(0, before)
-    contents = [content.strip() for _, _, content in joined]
+    contents = [content.strip().rstrip("\\").strip() for _, _, content in joined]
     if len(contents) > 1 and len(set(contents)) > 1:
         return Extraction(" , ".join(contents), f"{len(contents)} boxes listed together")
     if not contents[-1]:
@@ -179,7 +180,7 @@ def _listed(between: str) -> bool:
     plain = re.sub(r"[\w\\^]+\s*(?:\([^()]*\))?\s*=\s*$", "", plain).strip().lower()
     if not plain:
         return False  # side by side: the later corrects the earlier
-    if re.fullmatch(r"[,;.]?\s*(?:and/or|and|or|und|et|&)?\s*[,;]?|[,;]", plain) and plain != ".":
+    if re.fullmatch(r"[,;.]?\s*(?:and/or|and|or|und|et|&|/)?\s*[,;]?|[,;]", plain) and plain != ".":
         return True
     if re.fullmatch(r"[,;(]?\s*(?:or|alternatively|either)\b(?:\s+\w+){0,3}\s*[,:]?", plain):
         return True
@@ -206,7 +207,7 @@ def _letter(text: str) -> str | None:
     return str(closing.group(1)) if closing else None
 
 
-def _after_mark(text: str) -> Extraction | None:
+def _after_mark(text: str, prose: bool = False) -> Extraction | None:
     """What "the answer is" announces: the last such mark counts."""
     marks = list(_MARK.finditer(text))
     if not marks:
@@ -218,6 +219,8 @@ def _after_mark(text: str) -> Extraction | None:
         after = rest.lstrip("*( ")[math.end() :]
         if not re.match(r"\s*(?:or|and)\b", after):
             return Extraction(_math_text(math), "after the answer mark")
+    if prose:
+        return Extraction(_bare(rest.split("\n")[0]), "after the answer mark")
     sentence = _SENTENCE_END.split(rest)[0].strip(" *`")
     sentence = re.sub(r"^(?:is|:|equal to|equals|approximately|about)\s+", "", sentence, flags=re.I)
     if choice_letter(sentence) or _short(sentence):
@@ -260,7 +263,9 @@ def _hedged(text: str, numbers: list[re.Match[str]]) -> bool:
     """`4 or 5`, `41, maybe 42`: no number was settled on."""
     for first, second in zip(numbers, numbers[1:], strict=False):
         between = text[first.end() : second.start()].lower().strip(" *$")
-        if re.fullmatch(r",?\s*(?:or|and/or)\b(?:\s+\w+){0,2}|,\s*(?:maybe|perhaps|possibly)", between):
+        if re.fullmatch(
+            r"[.,;?]?\s*(?:or|and/or)\b(?:\s+\w+){0,2}|[.,;]\s*(?:maybe|perhaps|possibly)", between
+        ):
             return True
     return False
 
@@ -271,7 +276,7 @@ def _math_text(match: re.Match[str]) -> str:
 
 def _short(text: str) -> bool:
     """Whether a whole text may be the answer: one line, and no run of three words of prose."""
-    if len(text) > 400 or "\n" in text.strip():
+    if len(text) > 400 or "\n" in text.strip() or _PROSE_WORDS.search(text):
         return False
     bare = re.sub(r"\\[A-Za-z]+\s*(?:\{[A-Za-z ]*\})?", " ", text)
     words = re.findall(r"[^\W\d_]{2,}", bare)
@@ -285,6 +290,7 @@ def _prose(formula: str) -> bool:
     return len([word for word in re.findall(r"[^\W\d_]{3,}", bare) if word.lower() not in _MATH_WORDS]) >= 2
 
 
+_PROSE_WORDS = re.compile(r"\b(?:so|thus|hence|then|therefore|since|because|is|are|we|get|has|have)\b", re.I)
 _MATH_WORDS = set(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp sqrt abs floor ceil max min gcd "
     "lcm pi infinity inf oo and or in union percent degrees mod meters cm km kg dollars units".split()

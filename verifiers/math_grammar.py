@@ -152,7 +152,7 @@ def mixed(c: Cursor, whole: Node) -> Node | None:
         return None
     for _ in range(3):
         c.next()
-    return T.num(_mixed(whole.args[0], top.value / bottom.value))
+    return math_primary.postfix(c, T.num(_mixed(whole.args[0], top.value / bottom.value)))
 
 
 def mixed_frac(c: Cursor, factors: list[Node]) -> Node | None:
@@ -163,12 +163,12 @@ def mixed_frac(c: Cursor, factors: list[Node]) -> Node | None:
     if whole.op != "num" or whole.args[0].denominator != 1:
         return None
     mark, tokens = c.position, list(c.tokens)  # \\frac12 splits a token in place
-    part = math_primary.power(c)
+    part = math_primary.primary(c)
     value = _plain_fraction(part)
     if value is None or not 0 < value < 1:
         c.position, c.tokens = mark, tokens
         return None
-    return T.num(_mixed(whole.args[0], value))
+    return math_primary.postfix(c, T.num(_mixed(whole.args[0], value)))
 
 
 def signed(c: Cursor) -> Node:

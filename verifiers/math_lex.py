@@ -58,10 +58,10 @@ _ROOTS = re.compile(r"√\s*(\([^()]*\)|\{[^{}]*\}|\d+(?:\.\d+)?|[A-Za-z])")
 _SUPER = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 _SUB = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋]+")
 _DROP = re.compile(
-    r"\\\\"  # a row end, matched first so that its second half is not taken for the start of a command
+    r"\\\\(?:\s*\[[\d. ]+(?:pt|em|ex|mm|cm)\])?"  # a row end, first: its second half starts no command
     r"|\\(?:left|right|big|Big|bigg|Bigg|bigl|bigr|Bigl|Bigr|biggl|biggr|displaystyle|textstyle|limits|nolimits"
     r"|thinspace|medspace|thickspace|negthinspace|negmedspace|negthickspace|middle|rm|bf|it|strut|hfill)(?![A-Za-z])"
-    r"|\\[,;:! ]|~|\\(?:hspace|vspace|phantom)\s*\{[^{}]*\}"
+    r"|\\[,;:! ()\[\]]|~|\\(?:hspace|vspace|phantom)\s*\{[^{}]*\}"
 )
 _GLUE = re.compile(
     r"(?<=\d)(?:\{,\}|\{,?\\[!,;: ]\}|,?\\[!,;: ]\s?|\{\}|[\u00a0\u2009\u202f'])(?=\d{3}(?!\d))"
@@ -90,12 +90,14 @@ def clean(text: str) -> str:
     text = _GLUE.sub("", text.replace("\\$", " \\dollar "))
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text.translate(_CHARACTERS))
+    if "/" in text:
+        text = _METRES_PER.sub(r"\\text{ m/s}", text)
     text = re.sub(r"\\q?quad(?=[^A-Za-z]|[a-z])", " ; ", text) if "quad" in text else text
     if "|" in text or "vert" in text:
         text = _BARS.sub(lambda m: " \\lvert " if "left" in m.group() else " \\rvert ", text)
-    if "\\" in text:
+    if "\\" in text or "~" in text:
         text = re.sub(r"\\(?:left|right)\s*\.", " ", text)
-        text = _DROP.sub(lambda m: m.group() if m.group() == "\\\\" else " ", text)
+        text = _DROP.sub(lambda m: "\\\\" if m.group().startswith("\\\\") else " ", text)
         text = _DEGREES_OF.sub(_temperature, text)
     return text.replace("$", " ").replace("**", "^")
 
@@ -104,6 +106,7 @@ _DEGREES_OF = re.compile(
     r"\^\s*\{?\s*\\circ\s*\}?\s*(?:\\(?:text|mathrm)\s*\{)?\s*([CF])(?![A-Za-z])"
     r"(?:(?<=\{[CF])\}|(?<=\{ [CF])\})?"
 )
+_METRES_PER = re.compile(r"(?<=\d)\s*m/s(?![A-Za-z])")
 _TEMPERATURE = {"C": "celsius", "F": "fahrenheit"}
 
 
@@ -195,10 +198,12 @@ def _plain(kind: str, value: str, spaced: bool, tokens: list[Token]) -> None:
     elif kind == "cmd":
         tokens.append(Token("cmd", value[1:], spaced))
     elif kind == "word":
-        after_number = bool(tokens) and tokens[-1].kind in ("num", "unit", "text")
+        after_number = bool(tokens) and (
+            tokens[-1].kind in ("num", "unit", "text", "cmd") or tokens[-1].value in (")", "}")
+        )
         _word(value, spaced, after_number, tokens)
     else:
-        tokens.append(Token("op", value, spaced))
+        tokens.append(Token("unit" if value in "¢€£¥₹" else "op", value, spaced))
 
 
 def _word(value: str, spaced: bool, after_number: bool, tokens: list[Token]) -> None:
@@ -281,6 +286,11 @@ def _text_tokens(body: str, blackboard: bool, spaced: bool, tokens: list[Token])
         tokens.append(Token("cmd", "mathbb" + stripped, spaced))
     elif word in _CONNECTORS:
         tokens.append(Token("sep", word, spaced))
+    elif not any(character.isalnum() for character in stripped):
+        return
+    elif len(parts := re.split(r"(?:^|(?<=\s))(and|or)(?=\s|$)", body)) > 1:
+        for part in parts:
+            _text_tokens(part, False, spaced, tokens)
     elif stripped in WORDS or stripped in FUNCTIONS:
         tokens.append(Token("word", stripped, spaced))
     elif _is_unit_phrase(stripped, bool(tokens) and tokens[-1].kind in ("num", "op", "unit", "cmd")):

@@ -3,6 +3,7 @@ the caller: it becomes a `text` node, which equals only the same text."""
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 from onebase.verifiers.math_cursor import Cursor
@@ -11,6 +12,9 @@ from onebase.verifiers.math_lex import Unreadable, clean, tokenize
 from onebase.verifiers.math_policy import LIMITS
 from onebase.verifiers.math_text import normal_text, special_text
 from onebase.verifiers.math_tree import Node
+
+_COMMANDS = re.compile(r"\\[A-Za-z]+")
+_WORDS = re.compile(r"[A-Za-z]{3,}")
 
 
 def parse_strict(text: str, merge_commas: bool) -> Node:
@@ -27,7 +31,8 @@ def readings(text: str) -> tuple[Node, ...]:
     special = special_text(text)
     if special is not None:
         return (special,)
-    cleaned = clean(text).strip().rstrip(".")
+    cleaned = clean(text).strip()
+    cleaned = cleaned if cleaned.endswith("..") else cleaned.removesuffix(".")
     found: list[Node] = []
     for merge in (True, False):
         try:
@@ -36,4 +41,6 @@ def readings(text: str) -> tuple[Node, ...]:
             continue
         if node not in found:
             found.append(node)
-    return tuple(found) or (Node("text", (normal_text(text),)),)
+    if not found or _WORDS.search(_COMMANDS.sub(" ", text)):
+        found.append(Node("text", (normal_text(text),)))  # prose may also be meant as it stands
+    return tuple(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 
 from onebase.verifiers import math_commands, math_grammar
@@ -11,6 +12,9 @@ from onebase.verifiers.math_lex import FUNCTIONS, Token, Unreadable
 from onebase.verifiers.math_text import normal_text
 from onebase.verifiers.math_tree import Node
 
+_HEDGE = re.compile(r"\b(?:not|never|maybe|perhaps|possibly|wrong|incorrect|except|other)\b|n't\b", re.I)
+_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8"}
+_BASES |= {"nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}
 _OPEN = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -72,6 +76,7 @@ def postfix(c: Cursor, node: Node) -> Node:
 
 def _subscript(c: Cursor, node: Node) -> Node:
     label = _raw_group(c)
+    label = _BASES.get(label, label)
     if node.op == "num" and label.isdigit() and node.args[0].denominator == 1 and node.args[0] >= 0:
         return Node("based", (str(node.args[0]), int(label[:6])))
     return Node("sym", (f"{name_of(node)}_{label}",))
@@ -102,6 +107,8 @@ def primary(c: Cursor) -> Node:
     if token.kind == "unit":
         return Node("unit", (token.value,))
     if token.kind == "text":
+        if _HEDGE.search(str(token.value)):
+            raise Unreadable("words that take the answer back")
         return Node("text", (normal_text(str(token.value)),))
     if token.kind == "begin":
         return math_commands.matrix(c, str(token.value))

@@ -25,7 +25,7 @@ _DATES = tuple(
         r"(?P<year>\d{4})-(?P<number>\d{1,2})-(?P<day>\d{1,2})",
     )
 )
-_BASED = re.compile(r"([0-9A-Fa-f]*[A-F][0-9A-F]*)_\s*(\d\d?)")
+_BASED = re.compile(r"(\d+[A-Fa-f][0-9A-Fa-f]*|[A-F][0-9A-F]+)_\s*(1[1-9]|2\d|3[0-6])")
 _YES = {"yes": "yes", "true": "yes", "correct": "yes", "no": "no", "false": "no", "incorrect": "no"}
 _ALL_REAL = {"allrealnumbers", "allreals", "allreal", "anyrealnumber", "everyrealnumber", "therealnumbers"}
 _EMPTY = {"nosolution", "nosolutions", "norealsolution", "norealsolutions", "emptyset", "theemptyset"}

@@ -240,10 +240,10 @@ def quantity(node: Node) -> Quantity:
         return total
     found, numbers = Quantity(T.ONE), []
     for part in parts:
-        base, exponent = (part.args[0], part.args[1]) if part.op == "pow" else (part, T.ONE)
-        if part.op == "pct":
+        base, exponent = _base_and_exponent(part)
+        if part.op == "pct" and not found.percent:
             found.percent = True
-        elif part.op == "deg":
+        elif part.op == "deg" and not found.degrees:
             found.degrees = True
         elif part.op == "text":
             found.words = True
@@ -257,7 +257,16 @@ def quantity(node: Node) -> Quantity:
 
 
 def _is_mark(part: Node) -> bool:
-    return part.op in ("unit", "pct", "deg", "text") or (part.op == "pow" and part.args[0].op == "unit")
+    return part.op in ("unit", "pct", "deg", "text") or _base_and_exponent(part)[0].op == "unit"
+
+
+def _base_and_exponent(node: Node) -> tuple[Node, Node]:
+    """Powers of powers of a unit: (s^2)^-1 is s to the -2."""
+    exponent = T.ONE
+    while node.op == "pow" and node.args[1].op == "num":
+        exponent = T.num(exponent.args[0] * node.args[1].args[0])
+        node = node.args[0]
+    return node, exponent
 
 
 def _flat(node: Node) -> list[Node]:
