@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -150,6 +150,7 @@ def test_stopping_a_reply_keeps_what_was_said(tokenizer: ChatTokenizer) -> None:
     assert "(forgotten)" in talked(talk, "/reset") and talk.messages == []
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(["<think>", "</think>", "<", "think", ">", "</", "a", " b\n", "é"])), st.data()
 )

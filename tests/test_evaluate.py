@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onebase import evaluate, jsonl_zst
@@ -312,6 +312,7 @@ def test_vote_follows_the_verifier() -> None:
     assert vote(scored("say 3", "1", failed("gold: empty"))) == "3"
 
 
+@settings(deadline=None)
 @given(st.text(), st.text())
 def test_answer_part_is_what_follows_the_last_closing_tag(thought: str, answer: str) -> None:
     if "<think>" in answer or "</think>" in answer:
@@ -323,6 +324,7 @@ def test_answer_part_is_what_follows_the_last_closing_tag(thought: str, answer: 
 # -- files
 
 
+@settings(deadline=None)
 @given(st.lists(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), st.text()), max_size=5))
 def test_packed_lines_come_back(tmp_path_factory: Any, rows: list[dict[str, str]]) -> None:
     path = tmp_path_factory.mktemp("z") / "a.jsonl.zst"

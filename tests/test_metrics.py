@@ -8,12 +8,13 @@ from math import comb
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onebase.metrics import avg_at_k, interval, ks, maj_at_k, pass_at_k
 
 
+@settings(deadline=None)
 @given(st.integers(1, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
 def test_pass_at_k_is_the_share_of_subsets_with_a_correct_one(ncK: tuple[int, int, int]) -> None:
     n, c, k = ncK
@@ -21,6 +22,7 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_correct_one(ncK: tuple[int, in
     assert pass_at_k(n, c, k) == pytest.approx(sum(any(s) for s in subsets) / len(subsets), abs=1e-12)
 
 
+@settings(deadline=None)
 @given(st.integers(200, 3000), st.data())
 def test_pass_at_k_is_stable_where_binomials_overflow(n: int, data: st.DataObject) -> None:
     c, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
@@ -41,6 +43,7 @@ def test_ks_are_powers_of_two_and_all(n: int, told: list[int]) -> None:
     assert ks(n) == told
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", "c", None]), st.booleans()), min_size=1, max_size=7))
 def test_majority_is_the_mean_over_all_ways_to_break_the_tie(votes: list[tuple[str | None, bool]]) -> None:
     """Drawing one voter among those of the tied answers is the same as drawing one of the answers."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onebase import jsonl_zst, report, report_charts, report_samples
@@ -227,6 +227,7 @@ points = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(points, st.text(max_size=10))
 def test_any_numbers_make_a_figure_inside_its_frame(given_points: Any, key: str) -> None:
     rows = [{"step": s, key: v} for s, v in given_points]
@@ -254,6 +255,7 @@ def test_thinning_keeps_the_mean_and_smoothing_keeps_lines() -> None:
     assert all(y == pytest.approx(2 * x) for x, y in report_charts.smoothed(line))
 
 
+@settings(deadline=None)
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.integers(2, 6))
 def test_ticks_are_round_few_and_inside(low: float, width: float, about: int) -> None:
     if low + width == low or width < abs(low) * 1e-6:
@@ -275,6 +277,7 @@ def test_thoughts_apart_whatever_the_tags() -> None:
     assert "more characters" in show("x" * (report_samples.LONGEST + 5))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.booleans(), st.integers(0, 9)), max_size=30))
 def test_varied_keeps_each_problem_once(rows: list[tuple[str, bool, int]]) -> None:
     made = [{"family": f, "correct": c, "problem": str(n)} for f, c, n in rows]
