@@ -118,19 +118,24 @@ def _wants_log(values: Sequence[float]) -> bool:
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
+    if low == high == 0:
+        return 0.0, 1.0
     if low == high:
-        pad = abs(low) * 0.1 or 1.0
-        return low - pad, high + pad
+        return low - abs(low) * 0.1, high + abs(low) * 0.1
     pad = (high - low) * 0.04
     return (0.0 if 0 <= low < (high - low) * 0.3 else low - pad), high + pad
 
 
 def _axes(x0: float, x1: float, y0: float, y1: float, log: bool) -> str:
     parts = []
-    for y in ticks(y0, y1, 4):
+    rows = ticks(y0, y1, 4)
+    # Values that hardly differ (a ratio of 1.00001) need more digits than `short` gives.
+    names = [short(10**y if log else y) for y in rows]
+    if len(set(names)) < len(names) and not log:
+        names = [f"{y:.9g}" for y in rows]
+    for y, label in zip(rows, names, strict=True):
         at = BOTTOM - (y - y0) / (y1 - y0) * (BOTTOM - TOP)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{RIGHT}" y1="{at:.0f}" y2="{at:.0f}"/>')
-        label = short(10**y if log else y)
         parts.append(f'<text x="{LEFT - 8}" y="{at + 8:.0f}" text-anchor="end">{label}</text>')
     for x in ticks(x0, x1, 4):
         at = LEFT + (x - x0) / (x1 - x0) * (RIGHT - LEFT)

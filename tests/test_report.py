@@ -247,6 +247,14 @@ def test_a_step_written_twice_counts_once() -> None:
     assert report_charts.series_of(rows) == {"loss": [(1.0, 5.0), (2.0, 3.0)]}
 
 
+def test_axis_labels_tell_values_apart() -> None:
+    text = report_charts.panel("ratio", {"ratio_max": [(1.0, 1.00001), (2.0, 1.00004)]})
+    labels = re.findall(r'text-anchor="end">([^<]+)<', text)
+    assert len(labels) >= 2 and len(set(labels)) == len(labels)
+    nothing = report_charts.panel("truncated", {"truncated": [(1.0, 0.0), (2.0, 0.0)]})
+    assert "-" not in "".join(re.findall(r'text-anchor="end">([^<]+)<', nothing)), "a share is not below 0"
+
+
 def test_thinning_keeps_the_mean_and_smoothing_keeps_lines() -> None:
     line = [(float(i), 2.0 * i) for i in range(10_000)]
     few = report_charts.thinned(line)
