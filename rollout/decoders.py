@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onebase.kernels.linear_logprob import head_logits
 from onebase.model.hf import HFCausalLM, SlotCache
 from onebase.model.transformer import Transformer
 
@@ -24,20 +25,24 @@ class NativeDecoder:
         ]
         self.place = torch.arange(length, device=weight.device)
 
+    def begin(self) -> None:
+        """Nothing is kept between calls: the model's weights are used as they are."""
+
     def prefill(self, ids_BT: Tensor, length_B: Tensor, row_N: Tensor, slot_N: Tensor) -> Tensor:
-        """Run the right-padded prompts; row_N's entries go into slot_N.  Hidden state [B, D] of each last
-        token."""
+        """Run the right-padded prompts; row_N's entries go into slot_N.  Logits [B, V] of each last token."""
         hidden, entries = self.model.prefill(ids_BT)
         for cache, entry in zip(self.caches, entries, strict=True):
             cache[slot_N, : entry.shape[1]] = entry[row_N]
-        return hidden[torch.arange(len(hidden), device=hidden.device), length_B - 1]
+        last = hidden[torch.arange(len(hidden), device=hidden.device), length_B - 1]
+        return head_logits(last, self.model.head_weight)
 
     def decode(self, ids_N: Tensor, position_N: Tensor, n: int, length: int) -> Tensor:
         """Hidden state [n, D]; entries go to `position_N`.  Rows look at positions up to their own, below
         `length`."""
         closed = self.place[:length] > position_N[:, None]
         bias = torch.zeros(closed.shape, device=closed.device).masked_fill_(closed, float("-inf"))
-        return self.model.decode(ids_N, position_N, [c[:n, :length] for c in self.caches], bias)
+        hidden = self.model.decode(ids_N, position_N, [c[:n, :length] for c in self.caches], bias)
+        return head_logits(hidden, self.model.head_weight)
 
     def move(self, source: int, target: int) -> None:
         for cache in self.caches:
@@ -51,6 +56,9 @@ class HFDecoder:
         self.model, self.slots, self.length = model, slots, length
         self.cache = SlotCache(slots, length)
         self.place = torch.arange(length, device=model.head_weight.device)
+
+    def begin(self) -> None:
+        """Nothing is kept between calls: the model's weights are used as they are."""
 
     def _run(self, ids: Tensor, position: Tensor, mask: Tensor) -> Any:
         return self.model.trunk(
@@ -68,12 +76,14 @@ class HFDecoder:
         mask = (position[:, None, :, None] >= position[:, None, None, :]).expand(B, 1, T, T)
         hidden = self._run(ids_BT, position, mask)
         self.cache.store(row_N, slot_N)
-        return hidden[torch.arange(B, device=hidden.device), length_B - 1]
+        last = hidden[torch.arange(B, device=hidden.device), length_B - 1]
+        return head_logits(last, self.model.head_weight)
 
     def decode(self, ids_N: Tensor, position_N: Tensor, n: int, length: int) -> Tensor:
         self.cache.position_B, self.cache.rows, self.cache.seen = position_N, n, length
         mask = (self.place[:length] <= position_N[:, None])[:, None, None, :]
-        return self._run(ids_N[:, None], position_N[:, None], mask)[:, 0]
+        hidden = self._run(ids_N[:, None], position_N[:, None], mask)[:, 0]
+        return head_logits(hidden, self.model.head_weight)
 
     def move(self, source: int, target: int) -> None:
         self.cache.move(source, target)

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from onebase.errors import UserError
-from onebase.kernels.linear_logprob import head_logits
 from onebase.model.transformer import Transformer
 from onebase.rollout.decoders import HFDecoder, NativeDecoder
 from onebase.rollout.engine import Request, Rollout
+from onebase.rollout.packed_decoder import PackedDecoder, fits
 from onebase.rollout.sampling import draw
 
 LOOK_EVERY = 8  # steps between the host's looks at a GPU's results
@@ -69,9 +69,10 @@ class TorchEngine:
         self.slots, self.max_length = slots, max_length
         weight = model.head_weight
         self.device = weight.device
-        self.decoder: NativeDecoder | HFDecoder
+        self.decoder: PackedDecoder | NativeDecoder | HFDecoder
         if isinstance(model, Transformer):
-            self.decoder = NativeDecoder(model, slots, max_length)
+            small = self.device.type == "cpu" and weight.dtype == torch.float32 and fits(model.config)
+            self.decoder = (PackedDecoder if small else NativeDecoder)(model, slots, max_length)
         else:
             self.decoder = HFDecoder(model, slots, max_length)
         self.vocab_size = weight.shape[0]
@@ -92,6 +93,7 @@ class TorchEngine:
             self._check(i, r)
         was_training = self.model.training
         self.model.eval()
+        self.decoder.begin()
         try:
             return self._generate(requests, on_done)
         finally:
@@ -194,7 +196,7 @@ class TorchEngine:
         row = torch.tensor([prompts[tuple(requests[c].prompt_ids)] for c in chosen], device=self.device)
         first = len(owner)
         slot = torch.arange(first, first + len(chosen), device=self.device)
-        hidden = self.decoder.prefill(ids.to(self.device), length, row, slot)
+        logits = self.decoder.prefill(ids.to(self.device), length, row, slot)
         mine = [requests[c] for c in chosen]
 
         def put(target: Tensor, values: list[Any]) -> None:
@@ -211,7 +213,7 @@ class TorchEngine:
         s.position[slot] = length[row] - 1
         s.done[slot] = False
         owner += chosen
-        self._sample(head_logits(hidden, self.model.head_weight)[row], slice(first, first + len(chosen)))
+        self._sample(logits[row], slice(first, first + len(chosen)))
         return width
 
     def _sample(self, logits_NV: Tensor, rows: slice) -> None:
@@ -237,8 +239,7 @@ class TorchEngine:
     def _advance(self, n: int, length: int) -> None:
         s = self.state
         assert s is not None
-        hidden = self.decoder.decode(s.token[:n], s.position[:n], n, length)
-        self._sample(head_logits(hidden, self.model.head_weight), slice(0, n))
+        self._sample(self.decoder.decode(s.token[:n], s.position[:n], n, length), slice(0, n))
 
     def _step(self, n: int, longest: int) -> None:
         """One token for the first n rows, whose cached lengths are at most `longest`."""
