@@ -129,7 +129,10 @@ def compare(gold: Gold, text: str, policy: Policy) -> tuple[float, str]:
     if policy.decimal_comma:
         text = re.sub(r"(?<=\d),(?=\d)(?!\d{3}(?!\d))", ".", text)
     untrue = None
-    for answer_node in readings(text):
+    candidates = readings(text)
+    if gold.letter is None and (labelled := labelled_choice(text)) is not None:
+        candidates = (*candidates, *readings(labelled[1]))  # `(C) 42` where the gold is the content
+    for answer_node in candidates:
         for gold_node in gold.nodes:
             try:
                 how = same_answer(gold_node, answer_node, policy)

@@ -43,7 +43,8 @@ def command(c: Cursor, name: str) -> Node:
     if name == "boxed":
         return math_primary.argument(c)
     if name in DECORATIONS:
-        return Node("sym", (f"{name} {spell(math_primary.argument(c))}",))
+        inner = math_primary.argument(c)
+        return inner if inner.op == "num" else Node("sym", (f"{name} {spell(inner)}",))
     return _name(c, name)
 
 
@@ -178,6 +179,9 @@ def _limit(c: Cursor) -> Node:
 
 
 def matrix(c: Cursor, name: str) -> Node:
+    listing = name.startswith(("align", "cases", "gather", "aligned", "split", "equation"))
+    if listing:
+        _drop_alignment(c)
     rows: list[list[Node]] = [[]]
     with c.deeper():
         while c.peek().kind != "end_env":
@@ -196,9 +200,15 @@ def matrix(c: Cursor, name: str) -> Node:
     rows = [row for row in rows if row]
     if not rows:
         raise Unreadable("an empty matrix")
-    if name.startswith(("align", "cases", "gather", "aligned", "split", "equation")):
+    if listing:
         return Node("list", tuple(cell for row in rows for cell in row))
     if len({len(row) for row in rows}) != 1:
         raise Unreadable("rows of different length")
     matrix = Node("matrix", (len(rows[0]), *(cell for row in rows for cell in row)))
     return Node("fn", ("det", matrix)) if name == "vmatrix" else matrix
+
+
+def _drop_alignment(c: Cursor) -> None:
+    """Takes the & out of the rest of an environment that lists equations."""
+    end = next((i for i in range(c.position, len(c.tokens)) if c.tokens[i].kind == "end_env"), c.position)
+    c.tokens[c.position : end] = [token for token in c.tokens[c.position : end] if token.value != "&"]

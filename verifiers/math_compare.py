@@ -68,7 +68,7 @@ def _against_single(
     single, several = (golds, answers) if gold_kind == "single" else (answers, golds)
     kind = answer_kind if gold_kind == "single" else gold_kind
     parts = strip(single[0].value)
-    if parts.op == "tuple" and kind == "list":
+    if parts.op == "tuple" and parts.args[:2] == ("(", ")") and kind == "list":
         inner = [Item(strip(part)) for part in parts.args[2:]]
         same = _same_in_order(inner, several, policy)
         return "the parts of the tuple in order" if same else None
@@ -154,7 +154,9 @@ def _unions(node: Node) -> bool:
 def _set_like(node: Node) -> bool:
     node = strip(node)
     if node.op == "list":
-        return all(_set_like(part) for part in node.args)
+        points = [part for part in node.args if part.op == "rel" and part.args[0] == ("=",)]
+        rest = [part for part in node.args if part not in points]
+        return bool(rest) and all(_set_like(part) for part in rest)
     return node.op in ("union", "inter", "minus", "both", "tuple", "set") or node in (
         Node("const", ("R",)),
         Node("const", ("empty",)),

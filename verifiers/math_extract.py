@@ -55,6 +55,10 @@ def answer_part(completion: str, prefilled: bool) -> Extraction:
     head, closed, tail = text.rpartition("</think>")
     if closed:
         text = tail
+    if "<think>" in text and closed:
+        return Extraction(None, "a second thought never closes")
+    if closed:
+        pass
     elif "<think>" in text:
         return Extraction(None, "the thought never closes")
     elif prefilled:

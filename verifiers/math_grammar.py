@@ -56,7 +56,7 @@ def items(c: Cursor, closers: tuple[str, ...]) -> Node:
 
 
 def _inequality(node: Node) -> bool:
-    return node.op == "rel" and set(node.args[0]) <= {"<", ">", "<=", ">="}
+    return node.op == "rel" and set(node.args[0]) <= {"<", ">", "<=", ">=", "!="}
 
 
 def relation(c: Cursor) -> Node:
@@ -125,7 +125,7 @@ def product(c: Cursor) -> Node:
             factors = [Node("fn", ("mod", T.mul(*factors), signed(c)))]
         elif key in ("cmd pmod",):
             c.next()
-            math_primary.power(c)
+            factors = [Node("fn", ("pmod", T.mul(*factors), math_primary.power(c)))]
         elif c.starts_factor() and not (after_text and c.peek().kind == "num"):
             before, token = c.previous(), c.peek()
             if token.kind == "num" and before.kind == "num":

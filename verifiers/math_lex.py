@@ -61,7 +61,7 @@ _DROP = re.compile(
     r"\\\\(?:\s*\[[\d. ]+(?:pt|em|ex|mm|cm)\])?"  # a row end, first: its second half starts no command
     r"|\\(?:left|right|big|Big|bigg|Bigg|bigl|bigr|Bigl|Bigr|biggl|biggr|displaystyle|textstyle|limits|nolimits"
     r"|thinspace|medspace|thickspace|negthinspace|negmedspace|negthickspace|middle|rm|bf|it|strut|hfill)(?![A-Za-z])"
-    r"|\\[,;:! ()\[\]]|~|\\(?:hspace|vspace|phantom)\s*\{[^{}]*\}"
+    r"|\\[,;:! ()\[\]]|~|\\(?:hspace|vspace|phantom|color|textcolor)\s*\{[^{}]*\}"
 )
 _GLUE = re.compile(
     r"(?<=\d)(?:\{,\}|\{,?\\[!,;: ]\}|,?\\[!,;: ]\s?|\{\}|[\u00a0\u2009\u202f'])(?=\d{3}(?!\d))"
@@ -90,6 +90,9 @@ def clean(text: str) -> str:
     text = _GLUE.sub("", text.replace("\\$", " \\dollar "))
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text.translate(_CHARACTERS))
+    if "choose" in text:
+        text = _CHOOSE.sub(r"\\binom{\1}{\2}", text)
+    text = _ORDINAL.sub("", text)
     if "/" in text:
         text = _METRES_PER.sub(r"\\text{ m/s}", text)
     text = re.sub(r"\\q?quad(?=[^A-Za-z]|[a-z])", " ; ", text) if "quad" in text else text
@@ -106,6 +109,8 @@ _DEGREES_OF = re.compile(
     r"\^\s*\{?\s*\\circ\s*\}?\s*(?:\\(?:text|mathrm)\s*\{)?\s*([CF])(?![A-Za-z])"
     r"(?:(?<=\{[CF])\}|(?<=\{ [CF])\})?"
 )
+_CHOOSE = re.compile(r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}")
+_ORDINAL = re.compile(r"(?<=\d)(?:\^\s*\{?\s*\\text\s*\{(?:st|nd|rd|th)\}\s*\}?|(?:st|nd|rd|th)(?![A-Za-z]))")
 _METRES_PER = re.compile(r"(?<=\d)\s*m/s(?![A-Za-z])")
 _TEMPERATURE = {"C": "celsius", "F": "fahrenheit"}
 
@@ -199,7 +204,7 @@ def _plain(kind: str, value: str, spaced: bool, tokens: list[Token]) -> None:
         tokens.append(Token("cmd", value[1:], spaced))
     elif kind == "word":
         after_number = bool(tokens) and (
-            tokens[-1].kind in ("num", "unit", "text", "cmd") or tokens[-1].value in (")", "}")
+            tokens[-1].kind in ("num", "unit", "text", "cmd") or tokens[-1].value in (")", "}", "{")
         )
         _word(value, spaced, after_number, tokens)
     else:
@@ -286,24 +291,29 @@ def _text_tokens(body: str, blackboard: bool, spaced: bool, tokens: list[Token])
         tokens.append(Token("cmd", "mathbb" + stripped, spaced))
     elif word in _CONNECTORS:
         tokens.append(Token("sep", word, spaced))
+    elif re.match(r"[-+]?\d+\s+[A-Za-z]", stripped) or _LETTERS.fullmatch(stripped):
+        tokens.extend(tokenize(clean(stripped), True)[:-1])
     elif not any(character.isalnum() for character in stripped):
         return
     elif len(parts := re.split(r"(?:^|(?<=\s))(and|or)(?=\s|$)", body)) > 1:
         for part in parts:
             _text_tokens(part, False, spaced, tokens)
-    elif stripped in WORDS or stripped in FUNCTIONS:
-        tokens.append(Token("word", stripped, spaced))
     elif _is_unit_phrase(stripped, bool(tokens) and tokens[-1].kind in ("num", "op", "unit", "cmd")):
         for part in re.findall(r"[A-Za-zµ¢€£¥₹]+|\^|/|\d+|-", stripped):
             part = "/" if part == "per" else part
             kind = "unit" if part[0].isalpha() or part in "¢€£¥₹" else "num" if part.isdigit() else "op"
             tokens.append(Token(kind, decimal(part) if kind == "num" else part, spaced))
+    elif stripped in WORDS or stripped in FUNCTIONS:
+        tokens.append(Token("word", stripped, spaced))
     elif len(stripped) == 1 or re.fullmatch(r"[\d.,+\-*/^(){}\\ ]+|\\[a-z]+(?:\{[^{}]*\})*", stripped):
         tokens.extend(tokenize(clean(stripped), True)[:-1])
     elif re.fullmatch(r"\([A-Za-z]\)", stripped):
         tokens.extend(tokenize(stripped, True)[:-1])
     else:
         tokens.append(Token("text", stripped, spaced))
+
+
+_LETTERS = re.compile(r"[A-Z]{1,4}(?:\s*(?:,|,? and)\s*[A-Z]{1,4})+")
 
 
 def _is_unit_phrase(text: str, after_number: bool) -> bool:

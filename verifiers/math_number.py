@@ -16,13 +16,14 @@ from onebase.verifiers.math_numeric import NoValue, same_constant, same_function
 from onebase.verifiers.math_policy import Policy
 from onebase.verifiers.math_sets import NotASet
 from onebase.verifiers.math_tree import Node, normal, num, ops, symbols
-from onebase.verifiers.math_values import Quantity, quantity, rounds_to
+from onebase.verifiers.math_values import Quantity, quantity, rounds_to, strip
 
 NO_VALUE = (NoValue, TooBig, NotRational, NotASet, NotPolynomial, ZeroDivisionError, OverflowError)
 
 
 def same_quantity(gold: Node, answer: Node, policy: Policy) -> str | None:
     """Numbers or expressions with what stands beside them: unit, percent, degree."""
+    gold, answer = _without_modulus(gold, answer), _without_modulus(answer, gold)
     g, a = quantity(gold), quantity(answer)
     if g.dimensions and a.dimensions:
         if g.dimensions != a.dimensions:
@@ -34,6 +35,13 @@ def same_quantity(gold: Node, answer: Node, policy: Policy) -> str | None:
         return None
     how = _same_marked(g, a, policy)
     return how and f"{how}, unit left out" if g.dimensions or a.dimensions else how
+
+
+def _without_modulus(node: Node, other: Node) -> Node:
+    """`3 (mod 7)` as 3, where the other side leaves the modulus out."""
+    if node.op == "fn" and node.args[0] == "pmod" and other.op != "fn":
+        return strip(node.args[1])
+    return node
 
 
 def _same_marked(g: Quantity, a: Quantity, policy: Policy) -> str | None:

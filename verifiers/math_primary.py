@@ -107,6 +107,8 @@ def primary(c: Cursor) -> Node:
     if token.kind == "unit":
         return Node("unit", (token.value,))
     if token.kind == "text":
+        if c.key() == "(" and not c.peek().spaced:
+            raise Unreadable("a call")
         if _HEDGE.search(str(token.value)):
             raise Unreadable("words that take the answer back")
         return Node("text", (normal_text(str(token.value)),))

@@ -52,6 +52,14 @@ def _intervals(node: Node) -> list[Interval]:
     if node.op == "set":
         points = [_number(part) for part in node.args]
         return [Interval(point, True, point, True) for point in points]
+    if node.op == "rel" and node.args[0] == ("=",) and node.args[1].op == "sym":
+        point = _number(node.args[2])
+        return [Interval(point, True, point, True)]
+    if node.op == "list" and any(part.op == "rel" and part.args[0] == ("!=",) for part in node.args):
+        met = to_set(node.args[0])
+        for part in node.args[1:]:
+            met = _intersect(met, to_set(part))
+        return met
     if node.op == "union" or (
         node.op == "list" and all(strip(p).op in ("tuple", "set", "rel") for p in node.args)
     ):

@@ -31,7 +31,7 @@ _ALL_REAL = {"allrealnumbers", "allreals", "allreal", "anyrealnumber", "everyrea
 _EMPTY = {"nosolution", "nosolutions", "norealsolution", "norealsolutions", "emptyset", "theemptyset"}
 _UNDEFINED = {"doesnotexist": "dne", "dne": "dne", "undefined": "undefined", "diverges": "diverges"}
 CHOICE = re.compile(r"\s*(?:option|choice|answer)?\s*[(\[]?\s*([A-J])\s*[)\].:]?\s*\.?\s*", re.I)
-_LABELLED = re.compile(r"\s*(?:\(([A-J])\)|([A-J])[).:]|([A-J])(?=\s+[A-Z]))\s*(\S[^\n]*)")
+_LABELLED = re.compile(r"\s*\{?\s*(?:\(([A-J])\)\s*\}?|([A-J])[).:]|([A-J])(?=\s+[A-Z]))\s*(\S[^\n]*)")
 
 
 def unwrap(text: str) -> str:

@@ -129,6 +129,12 @@ def item(node: Node, lenient: bool) -> Item:
         return Item(node)
     if len(terms) > 2 or all(is_constant(term) for term in terms):
         _check_chain(names, terms)
+    if all(term.op == "tuple" and not T.symbols(term) for term in terms):
+        for left, right in zip(terms[:-1], terms[1:], strict=True):
+            if len(left.args) != len(right.args):
+                raise FalseChain("the chain states an untrue equation")
+            for a, b in zip(T.children(left), T.children(right), strict=True):
+                _check_chain(("=",), [a, b])
     approx = None
     if "~" in names and (cut := names.index("~")) > 0:
         approx, terms, names = strip(terms[-1]), terms[: cut + 1], names[:cut]
