@@ -7,6 +7,9 @@ distribution; both run on the device without a generator's state.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -30,38 +33,52 @@ def _splitmix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
-def uniform(seed_N: Tensor, count_N: Tensor) -> Tensor:
-    """Float32 in [0, 1) from int64 seed and index."""
-    bits = _shift_right(_splitmix(_splitmix(seed_N) ^ count_N), 40)  # 24 bits: exact in float32
-    return bits.float() * 2.0**-24
+def uniform(seed: Tensor, count: Tensor) -> Tensor:
+    """Float32 in [0, 1 - 2^-22] from int64 seed and token index, which broadcast against each other.
+
+    The distance to 1 is more than a rounding of the product with a sum of probabilities, so that a draw on
+    the cumulative distribution never falls behind its last token."""
+    bits = _shift_right(_splitmix(_splitmix(seed) ^ count), 40)  # 24 bits: exact in float32
+    return bits.float() * (2.0**-24 * (1 - 2.0**-22))
+
+
+@dataclass(slots=True)
+class Kinds:
+    """What the running requests ask for, known to the host: parts that nobody needs are not computed."""
+
+    greedy: Literal["none", "some", "all"] = "some"
+    scaled: bool = True
+    """Some temperature is neither 0 nor 1."""
+    cut: bool = True
+    """Some request has top-k or top-p."""
 
 
 def draw(
     logits_NV: Tensor,
+    uniform_N: Tensor,
     temperature_N: Tensor,
-    seed_N: Tensor,
-    count_N: Tensor,
-    top_k_N: Tensor | None = None,
-    top_p_N: Tensor | None = None,
+    top_k_N: Tensor,
+    top_p_N: Tensor,
+    kinds: Kinds,
 ) -> tuple[Tensor, Tensor]:
     """(token_N, logp_N): the next tokens and their log-probabilities in softmax(logits / T), before top-k and
     top-p.
 
-    Temperature 0 is greedy, with the log-probability at T = 1.  `logits_NV` is float32 and is changed in
-    place.
-    """
-    greedy_N = temperature_N == 0
-    logits_NV.div_(torch.where(greedy_N, 1.0, temperature_N)[:, None])
-    norm_N = logits_NV.logsumexp(-1)
-    p_NV = torch.exp(logits_NV - norm_N[:, None])
-    kept_NV = p_NV if top_k_N is None or top_p_N is None else _cut(p_NV, top_k_N, top_p_N)
+    Temperature 0 is greedy, with the log-probability at T = 1.  `logits_NV` is float32 and may be changed in
+    place."""
+    if kinds.scaled:
+        logits_NV.div_(torch.where(temperature_N == 0, 1.0, temperature_N)[:, None])
+    p_NV = logits_NV.softmax(-1)
+    if kinds.greedy == "all":
+        best_N, token_N = p_NV.max(-1)
+        return token_N, best_N.log()
+    kept_NV = _cut(p_NV, top_k_N, top_p_N) if kinds.cut else p_NV
     cumulative = kept_NV.cumsum(-1)
-    threshold = (uniform(seed_N, count_N) * cumulative[:, -1])[:, None]
-    drawn = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
-    # rounding at the end of the sum can point behind the last token that has any probability
-    last = kept_NV.shape[1] - 1 - (kept_NV.flip(-1) > 0).to(torch.uint8).argmax(-1)
-    token_N = torch.where(greedy_N, logits_NV.argmax(-1), torch.minimum(drawn, last))
-    return token_N, logits_NV.gather(1, token_N[:, None])[:, 0] - norm_N
+    threshold = uniform_N[:, None] * cumulative[:, -1:]
+    token_N = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+    if kinds.greedy == "some":
+        token_N = torch.where(temperature_N == 0, p_NV.argmax(-1), token_N)
+    return token_N, p_NV.gather(1, token_N[:, None])[:, 0].log()
 
 
 def _cut(p_NV: Tensor, top_k_N: Tensor, top_p_N: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from onebase.model.transformer import Transformer
 from onebase.rollout.decoders import HFDecoder, NativeDecoder
 from onebase.rollout.engine import Request, Rollout
 from onebase.rollout.packed_decoder import PackedDecoder, fits
-from onebase.rollout.sampling import draw
+from onebase.rollout.sampling import Kinds, draw, uniform
 
 LOOK_EVERY = 8  # steps between the host's looks at a GPU's results
 BUCKET = 32  # cached lengths are rounded up to a multiple of this on the CPU
@@ -46,7 +46,8 @@ class _Slots:
     count: Tensor
     """Completion tokens so far, `token` included."""
     limit: Tensor
-    seed: Tensor
+    noise: Tensor
+    """[slots, longest completion]: the uniform number of each token to come"""
     temperature: Tensor
     top_k: Tensor
     top_p: Tensor
@@ -77,8 +78,8 @@ class TorchEngine:
             self.decoder = HFDecoder(model, slots, max_length)
         self.vocab_size = weight.shape[0]
         self.version = 0
-        self.cut = False
-        self.graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] = {}
+        self.kinds = Kinds()
+        self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         self.state: _Slots | None = None
 
     # -- the engine protocol
@@ -138,7 +139,6 @@ class TorchEngine:
         waiting = deque(range(len(requests)))
         owner: list[int] = []  # request of each running row
         self._reset(requests)
-        self.cut = any(r.top_k or r.top_p < 1 for r in requests)
         longest = 0  # most positions any running row uses, known to the host
         while waiting or owner:
             if waiting and len(owner) < self.slots:
@@ -159,7 +159,16 @@ class TorchEngine:
     def _reset(self, requests: list[Request]) -> None:
         width = max((r.max_tokens for r in requests), default=1)
         stops = max((len(r.stop_ids) for r in requests), default=0) or 1
+        greedy = sum(r.temperature == 0 for r in requests)
+        kinds = Kinds(
+            greedy="none" if not greedy else "all" if greedy == len(requests) else "some",
+            scaled=any(r.temperature not in (0, 1) for r in requests),
+            cut=any(r.top_k or r.top_p < 1 for r in requests),
+        )
         old = self.state
+        if kinds != self.kinds:
+            self.graphs.clear()
+            self.kinds = kinds
         if old is not None and old.out_ids.shape[1] >= width and old.stop.shape[1] >= stops:
             return
         self.graphs.clear()  # they point at the old buffers
@@ -169,7 +178,7 @@ class TorchEngine:
 
         i, f = torch.int64, torch.float32
         self.state = _Slots(
-            new(i), new(i), new(i), new(i), new(i), new(f), new(i), new(f),
+            new(i), new(i), new(i), new(i), new(f, width), new(f), new(i), new(f),
             new(i, stops, fill=-1), new(torch.bool, fill=1), new(i, width), new(f, width),
         )  # fmt: skip
 
@@ -203,7 +212,8 @@ class TorchEngine:
             target[slot] = torch.tensor(values, dtype=target.dtype, device=self.device)
 
         put(s.limit, [r.max_tokens for r in mine])
-        put(s.seed, [r.seed for r in mine])
+        seed = torch.tensor([r.seed for r in mine], dtype=torch.int64, device=self.device)
+        s.noise[slot] = uniform(seed[:, None], torch.arange(s.noise.shape[1], device=self.device))
         put(s.temperature, [r.temperature for r in mine])
         put(s.top_k, [r.top_k for r in mine])
         put(s.top_p, [r.top_p for r in mine])
@@ -220,20 +230,26 @@ class TorchEngine:
         """Draw the next token of the rows and write it to their state."""
         s = self.state
         assert s is not None
-        count = s.count[rows]
-        cuts = (s.top_k[rows], s.top_p[rows]) if self.cut else (None, None)
-        token, logp = draw(logits_NV, s.temperature[rows], s.seed[rows], count, *cuts)
-        at = count.clamp(max=s.out_ids.shape[1] - 1)[
-            :, None
-        ]  # a finished row overwrites its last, unread place
-        live = ~s.done[rows]
-        kept = s.out_ids[rows].gather(1, at)[:, 0]
-        s.out_ids[rows].scatter_(1, at, torch.where(live, token, kept)[:, None])
-        kept_logp = s.out_logp[rows].gather(1, at)[:, 0]
-        s.out_logp[rows].scatter_(1, at, torch.where(live, logp, kept_logp)[:, None])
+        # a finished row goes on until the host has looked; it overwrites its last, then unread place
+        at = s.count[rows].clamp(max=s.out_ids.shape[1] - 1)[:, None]
+        token, logp = draw(
+            logits_NV,
+            s.noise[rows].gather(1, at)[:, 0],
+            s.temperature[rows],
+            s.top_k[rows],
+            s.top_p[rows],
+            self.kinds,
+        )
+        ids, logps, live = token, logp, 1
+        if self.device.type != "cpu":
+            live = ~s.done[rows]
+            ids = torch.where(live, token, s.out_ids[rows].gather(1, at)[:, 0])
+            logps = torch.where(live, logp, s.out_logp[rows].gather(1, at)[:, 0])
+        s.out_ids[rows].scatter_(1, at, ids[:, None])
+        s.out_logp[rows].scatter_(1, at, logps[:, None])
         s.token[rows] = token
         s.count[rows] += live
-        s.position[rows] = (s.position[rows] + live).clamp(max=self.max_length - 1)
+        s.position[rows] += live
         s.done[rows] |= (s.stop[rows] == token[:, None]).any(1) | (s.count[rows] >= s.limit[rows])
 
     def _advance(self, n: int, length: int) -> None:
@@ -248,7 +264,7 @@ class TorchEngine:
             return
         rows = next(b for b in _buckets(self.slots) if b >= n)
         length = next(b for b in _buckets(self.max_length) if b >= longest)
-        key = (rows, length, self.cut)
+        key = (rows, length)
         if key not in self.graphs:
             self.graphs[key] = self._capture(rows, length)
             return
