@@ -1,7 +1,9 @@
 """The contract and the ways to name a verifier."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -105,3 +107,11 @@ def test_composite_rewards():
         combine(scheduled, verdicts, 4)
     with pytest.raises(UserError, match="did you mean 'math_answer'"):
         combine([Term("math_answers")], verdicts)
+
+
+def test_examples_in_the_docs_run():
+    text = (Path(__file__).parent.parent / "docs" / "verifiers.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(blocks) >= 4
+    for block in blocks:
+        exec(compile(block, "docs/verifiers.md", "exec"), {})

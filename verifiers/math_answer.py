@@ -66,7 +66,9 @@ class Gold:
         """What sort of thing to look for in prose."""
         if self.letter is not None:
             return "choice"
-        return "text" if self.nodes[0].op == "text" else "value"
+        words = self.nodes[-1].op == "text" and len(re.findall(r"[A-Za-z]{3,}", self.text)) > 1
+        prose = words and not re.search(r"[\d\\=]", self.text)
+        return "text" if prose or self.nodes[0].op == "text" else "value"
 
     def __init__(
         self, raw: str, text: str, nodes: tuple[Node, ...], letter: str | None, content: str | None

@@ -76,7 +76,9 @@ def _against_single(
         return None
     distinct: list[Item] = []
     for candidate in several:
-        if not any(_same_item(known, candidate, policy) for known in distinct):
+        if not any(
+            _same_item(known, candidate, policy) or _same_item(candidate, known, policy) for known in distinct
+        ):
             distinct.append(candidate)
         if len(distinct) > 1:
             return None

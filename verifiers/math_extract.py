@@ -109,7 +109,10 @@ def _final_after_box(text: str) -> Extraction | None:
     """A "final answer" that is stated after the last box, and so outranks it."""
     after = text[text.rfind("boxed") :][:_TAIL]
     mark = after.lower().rfind("final answer")
-    return None if mark < 0 else _after_mark(after[mark:])
+    found = None if mark < 0 else _after_mark(after[mark:])
+    if found is None or found.text is None or readings(found.text)[0].op == "text":
+        return None  # "the final answer is a common one" states none
+    return found
 
 
 def boxes(text: str) -> Extraction | None:
