@@ -1,4 +1,5 @@
-"""What a stage's `main(run)` is handed.  The recipe object reaches `main` only; below it functions take plain values."""
+"""What a stage's `main(run)` is handed.  The recipe object reaches `main` only; below it functions take plain
+values."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ class StageRun:
     stage: Any
     """Its section: Pretrain, Sft, Grpo, RejectSample or Eval."""
     folder: Path
-    """runs/<recipe>/<stage>: `checkpoint/` or `rows.jsonl` or `eval.json` is the output, `state/` serves a resume."""
+    """runs/<recipe>/<stage>: `checkpoint/` or `rows.jsonl` or `eval.json` is the output, `state/` serves a
+    resume."""
     init: str | None
     """Resolved checkpoint folder (of a stage or of the user) or hub id."""
     folders: dict[str, Path]
