@@ -12,7 +12,7 @@ from onebase.errors import UserError
 from onebase.verifiers.math_answer import verify
 from onebase.verifiers.math_policy import Policy, make_policy
 
-FAST = settings(max_examples=120, deadline=None)
+FAST = settings(max_examples=60, deadline=None)
 
 
 def box(text):
@@ -238,7 +238,7 @@ def test_units_convert(value, units):
 # ---- text, hostile input, limits -----------------------------------------------------------------
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.text(max_size=80), st.sampled_from(["42", "x^2+1", "(1,2)", "\\text{odd}", "B", "[0,1)"]))
 def test_any_text_gets_a_verdict(text, gold):
     for completion in (text, box(text), f"<think>{text}</think>{text}", f"The answer is {text}"):
@@ -247,7 +247,7 @@ def test_any_text_gets_a_verdict(text, gold):
     assert verify("\\boxed{1}", text).reward in (0.0, 1.0, None)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.text(alphabet="0123456789xyeiπ+-*/^_=<>()[]{}\\|,.!%$ \n", max_size=60))
 def test_any_formula_gets_a_verdict(text):
     assert verify(box(text), "42").error is None

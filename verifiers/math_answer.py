@@ -46,7 +46,11 @@ def verify(
     if found.text is None:
         reward, reason = 0.0, found.how
     else:
-        reward, reason = compare(gold, found.text, chosen)
+        short = max(len(found.text), len(str(answer))) <= LIMITS.cached_chars
+        if short:
+            reward, reason = _cached_comparison(str(answer), found.text, chosen)
+        else:
+            reward, reason = compare(gold, found.text, chosen)
         reason = f"{found.how}: {found.text[:80]!r} {reason}"
     details = {
         "extracted": None if found.text is None else found.text[:500],
@@ -76,9 +80,12 @@ class Gold:
         self.raw, self.text, self.nodes, self.letter, self.content = raw, text, nodes, letter, content
 
 
-@lru_cache(maxsize=4096)
 def read_gold(answer: str) -> Gold | str:
     """The gold's readings, or why it cannot be understood."""
+    return _cached_gold(answer) if len(answer) <= LIMITS.cached_chars else _read_gold(answer)
+
+
+def _read_gold(answer: str) -> Gold | str:
     text = undouble(answer.strip())
     if not text:
         return "it is empty"
@@ -106,6 +113,16 @@ def read_gold(answer: str) -> Gold | str:
     ):
         return f"neither an expression nor words: {text[:80]!r}"
     return Gold(answer.strip(), text, nodes, letter, content)
+
+
+_cached_gold = lru_cache(maxsize=4096)(_read_gold)
+
+
+@lru_cache(maxsize=8192)
+def _cached_comparison(answer: str, text: str, policy: Policy) -> tuple[float, str]:
+    gold = read_gold(answer)
+    assert isinstance(gold, Gold), f"{answer=}"
+    return compare(gold, text, policy)
 
 
 def _is_prose(text: str) -> bool:

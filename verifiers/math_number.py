@@ -8,7 +8,6 @@ called: every step is bounded by the size of the answer, which `sympy.simplify` 
 from __future__ import annotations
 
 from fractions import Fraction
-from functools import lru_cache
 
 from onebase.verifiers import math_tree as T
 from onebase.verifiers.math_exact import NotPolynomial, NotRational, TooBig, rational, residues
@@ -72,7 +71,6 @@ def _same_percent(g: Quantity, a: Quantity, policy: Policy) -> str | None:
     return how and f"{how}, percent as hundredths"
 
 
-@lru_cache(maxsize=8192)
 def same_number(gold: Node, answer: Node, policy: Policy) -> str | None:
     """Equality of two expressions; a decimal is exact unless the policy lets it stand for what it rounds."""
     a, b = normal(gold), normal(answer)

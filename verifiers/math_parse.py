@@ -14,6 +14,7 @@ from onebase.verifiers.math_text import normal_text, special_text
 from onebase.verifiers.math_tree import Node
 
 _COMMANDS = re.compile(r"\\[A-Za-z]+")
+_LEAD = re.compile(r"^(?:=|\\approx|\\checkmark)\s*|\s*\\checkmark$")
 _WORDS = re.compile(r"[A-Za-z]{3,}")
 
 
@@ -22,16 +23,20 @@ def parse_strict(text: str, merge_commas: bool) -> Node:
     return answer(Cursor(tokenize(text, merge_commas)))
 
 
-@lru_cache(maxsize=4096)
 def readings(text: str) -> tuple[Node, ...]:
     """Every reading of an answer's text, the likeliest first: 1,234 is one number, or else two; what does not
-    parse is text.  Cached: a group of rollouts shares its gold and many of its answers."""
+    parse is text.  Short texts are cached: a group of rollouts shares its gold and many of its answers."""
+    return _cached(text) if len(text) <= LIMITS.cached_chars else _readings(text)
+
+
+def _readings(text: str) -> tuple[Node, ...]:
     if len(text) > LIMITS.answer_chars:
         return (Node("text", (normal_text(text[: LIMITS.answer_chars + 1]),)),)
     special = special_text(text)
     if special is not None:
         return (special,)
     cleaned = clean(text).strip()
+    cleaned = _LEAD.sub("", cleaned)
     cleaned = cleaned if cleaned.endswith("..") else cleaned.removesuffix(".")
     found: list[Node] = []
     for merge in (True, False):
@@ -44,3 +49,6 @@ def readings(text: str) -> tuple[Node, ...]:
     if not found or _WORDS.search(_COMMANDS.sub(" ", text)):
         found.append(Node("text", (normal_text(text),)))  # prose may also be meant as it stands
     return tuple(found)
+
+
+_cached = lru_cache(maxsize=2048)(_readings)

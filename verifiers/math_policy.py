@@ -58,10 +58,12 @@ class Limits:
 
     completion_chars: int = 2_000_000
     answer_chars: int = 3_000
-    tokens: int = 1_000
+    tokens: int = 600
     depth: int = 48
     digits: int = 2_500
-    items: int = 400
+    items: int = 300
+    cached_chars: int = 200
+    """Longer texts are read anew each time, so that hostile ones cannot fill the memory through caches."""
     bits: int = 60_000
     """Of an exact integer; past it a number is compared by its form and by residues only."""
 
