@@ -7,16 +7,16 @@ loop -> folder
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
+from collections.abc import Iterator
 
 from onebase import card
-from onebase.data import mixture, texts
+from onebase.data import Mixture, mixture, texts
 from onebase.errors import UserError
 from onebase.model import checkpoint
 from onebase.model.transformer import Transformer, init_weights
-from onebase.recipe import Pretrain
+from onebase.recipe import Pretrain, Source
 from onebase.stage import StageRun
 from onebase.tokenizer import ChatTokenizer, train
 from onebase.train import state
@@ -36,13 +36,13 @@ def main(run: StageRun) -> dict[str, float]:
     optimizer = Optimizer(model.named_parameters(), stage.optim)
     done, extra = state.load(run.folder / "state", model, optimizer, run.device)
     run.log.truncate_after(done)
-    shared = (tokenizer, stage.batch.length, run.seed, "pretrain", "free", run.folders)
-    data = mixture(stage.data, *shared, run.folder / "cache", stage.prompt_loss)
-    heldout = (
-        mixture(stage.heldout, *shared, run.folder / "cache_heldout", stage.prompt_loss)
-        if stage.heldout
-        else None
-    )
+
+    def rows_of(sources: list[Source], cache: str) -> Mixture:
+        where = (run.folders, run.folder / cache, stage.prompt_loss)
+        return mixture(sources, tokenizer, stage.batch.length, run.seed, "pretrain", "free", *where)
+
+    data = rows_of(stage.data, "cache")
+    heldout = rows_of(stage.heldout, "cache_heldout") if stage.heldout else None
     held = (
         [heldout.batch(i, stage.batch.rows).to(run.device) for i in range(HELDOUT_BATCHES)] if heldout else []
     )
@@ -117,16 +117,14 @@ def _start(run: StageRun) -> tuple[ChatTokenizer, Transformer]:
     return tokenizer, checkpoint.to_dtype(model, checkpoint.DTYPES[run.recipe.dtype]).to(run.device)
 
 
-def _sample(run: StageRun, size: int) -> itertools.chain[str]:
-    def cut() -> itertools.chain[str]:
-        left = size
-        for text in texts(run.stage.data, run.seed, run.folders):
-            yield text
-            left -= len(text)
-            if left <= 0:
-                return
-
-    return cut()
+def _sample(run: StageRun, size: int) -> Iterator[str]:
+    """Texts of the corpus, about `size` characters of them."""
+    left = size
+    for text in texts(run.stage.data, run.seed, run.folders):
+        yield text
+        left -= len(text)
+        if left <= 0:
+            return
 
 
 def check_finite(loss: float, grad_norm: float, skipped: int, run: StageRun, step: int) -> int:

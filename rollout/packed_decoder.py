@@ -74,13 +74,13 @@ class PackedDecoder:
         self.row = torch.arange(slots)
         self.eps = torch.tensor(c.rms_norm_eps)
         self.rotation = model.rope(self.place)
-        self.scale = model.layers[0].self_attn.scale
+        self.scale = model.blocks()[0].self_attn.scale
         self.packed: list[_Layer] = []
 
     def begin(self) -> None:
         """Form the packed weights from the model's current ones."""
         self.packed = []
-        for block in self.model.layers:
+        for block in self.model.blocks():
             project, out = self._attention(block.self_attn, block.input_layernorm)
             up, down = self._mlp(block.mlp, block.post_attention_layernorm)
             moe = block.mlp if isinstance(block.mlp, MoE) else None

@@ -202,10 +202,10 @@ class TorchEngine:
         for prompt, row in prompts.items():
             ids[row, : len(prompt)] = torch.tensor(prompt)
         length = torch.tensor([len(p) for p in prompts], device=self.device)
-        row = torch.tensor([prompts[tuple(requests[c].prompt_ids)] for c in chosen], device=self.device)
+        of_prompt = torch.tensor([prompts[tuple(requests[c].prompt_ids)] for c in chosen], device=self.device)
         first = len(owner)
         slot = torch.arange(first, first + len(chosen), device=self.device)
-        logits = self.decoder.prefill(ids.to(self.device), length, row, slot)
+        logits = self.decoder.prefill(ids.to(self.device), length, of_prompt, slot)
         mine = [requests[c] for c in chosen]
 
         def put(target: Tensor, values: list[Any]) -> None:
@@ -220,10 +220,10 @@ class TorchEngine:
         stops = s.stop.shape[1]
         put(s.stop, [[*r.stop_ids, *[-1] * (stops - len(r.stop_ids))] for r in mine])
         s.count[slot] = 0
-        s.position[slot] = length[row] - 1
+        s.position[slot] = length[of_prompt] - 1
         s.done[slot] = False
         owner += chosen
-        self._sample(logits[row], slice(first, first + len(chosen)))
+        self._sample(logits[of_prompt], slice(first, first + len(chosen)))
         return width
 
     def _sample(self, logits_NV: Tensor, rows: slice) -> None:
@@ -240,17 +240,18 @@ class TorchEngine:
             s.top_p[rows],
             self.kinds,
         )
-        ids, logps, live = token, logp, 1
-        if self.device.type != "cpu":
-            live = ~s.done[rows]
-            ids = torch.where(live, token, s.out_ids[rows].gather(1, at)[:, 0])
-            logps = torch.where(live, logp, s.out_logp[rows].gather(1, at)[:, 0])
-        s.out_ids[rows].scatter_(1, at, ids[:, None])
-        s.out_logp[rows].scatter_(1, at, logps[:, None])
         s.token[rows] = token
+        live: Tensor | int = 1
+        if self.device.type != "cpu":
+            running = ~s.done[rows]
+            token = torch.where(running, token, s.out_ids[rows].gather(1, at)[:, 0])
+            logp = torch.where(running, logp, s.out_logp[rows].gather(1, at)[:, 0])
+            live = running
+        s.out_ids[rows].scatter_(1, at, token[:, None])
+        s.out_logp[rows].scatter_(1, at, logp[:, None])
         s.count[rows] += live
         s.position[rows] += live
-        s.done[rows] |= (s.stop[rows] == token[:, None]).any(1) | (s.count[rows] >= s.limit[rows])
+        s.done[rows] |= (s.stop[rows] == s.token[rows][:, None]).any(1) | (s.count[rows] >= s.limit[rows])
 
     def _advance(self, n: int, length: int) -> None:
         s = self.state

@@ -10,10 +10,10 @@ from __future__ import annotations
 import time
 
 from onebase import card
-from onebase.data import mixture
+from onebase.data import Mixture, mixture
 from onebase.model import checkpoint
 from onebase.pretrain.train import HELDOUT_BATCHES, check_finite
-from onebase.recipe import Sft
+from onebase.recipe import Sft, Source
 from onebase.stage import StageRun
 from onebase.train import state
 from onebase.train.optim import Optimizer
@@ -29,9 +29,14 @@ def main(run: StageRun) -> dict[str, float]:
     optimizer = Optimizer(model.named_parameters(), stage.optim)
     done, extra = state.load(run.folder / "state", model, optimizer, run.device)
     run.log.truncate_after(done)
-    shared = (tokenizer, stage.batch.length, run.seed, "sft", stage.think, run.folders)
-    data = mixture(stage.data, *shared, run.folder / "cache")
-    heldout = mixture(stage.heldout, *shared, run.folder / "cache_heldout") if stage.heldout else None
+
+    def rows_of(sources: list[Source], cache: str) -> Mixture:
+        folder = run.folder / cache
+        length = stage.batch.length
+        return mixture(sources, tokenizer, length, run.seed, "sft", stage.think, run.folders, folder)
+
+    data = rows_of(stage.data, "cache")
+    heldout = rows_of(stage.heldout, "cache_heldout") if stage.heldout else None
     held = (
         [heldout.batch(i, stage.batch.rows).to(run.device) for i in range(HELDOUT_BATCHES)] if heldout else []
     )

@@ -125,7 +125,7 @@ class Transformer(nn.Module):
         mask = None if document_BT is None else attention_mask(document_BT)
         x = self.embed_tokens(ids_BT)
         routing: list[Routing] = []
-        for layer in self.layers:
+        for layer in self.blocks():
             x, routed, _ = layer(x, rotation, mask, real_BT)
             if routed is not None:
                 routing.append(routed)
@@ -144,7 +144,7 @@ class Transformer(nn.Module):
         rotation = self.rope(torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT))
         x = self.embed_tokens(ids_BT)
         entries = []
-        for layer in self.layers:
+        for layer in self.blocks():
             x, _, (latent, k_rope) = layer(x, rotation, None, None)
             entries.append(torch.cat([latent, k_rope], -1))
         return self.norm(x), entries
@@ -153,13 +153,17 @@ class Transformer(nn.Module):
         """Hidden state [B, D] of one new token per row; its cache entries are written at `position_B`."""
         rotation = self.rope(position_B)
         x = self.embed_tokens(ids_B)
-        for layer, cache in zip(self.layers, caches, strict=True):
+        for layer, cache in zip(self.blocks(), caches, strict=True):
             x = layer.decode(x, rotation, cache, position_B, bias_BS)
         return self.norm(x)
 
+    def blocks(self) -> list[Block]:
+        """The trunk's layers, the prediction block not among them."""
+        return list(self.layers)  # type: ignore[arg-type]
+
     def moe_layers(self) -> list[MoE]:
         """In the order of `Output.routing` with MTP."""
-        blocks = [*self.layers, *([self.mtp] if self.mtp is not None else [])]
+        blocks = [*self.blocks(), *([self.mtp] if self.mtp is not None else [])]
         return [b.mlp for b in blocks if isinstance(b.mlp, MoE)]
 
 
