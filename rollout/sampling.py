@@ -82,9 +82,12 @@ def draw(
 
 
 def _cut(p_NV: Tensor, top_k_N: Tensor, top_p_N: Tensor) -> Tensor:
-    """Probabilities with all but the top-k and the top-p set to zero (the token that crosses p stays)."""
+    """Probabilities with all but the top-k set to zero, and of what is left all but the top-p (the token that
+    crosses p stays), in this order as transformers and vLLM do.  0 and 1 turn them off, whatever the sum
+    rounds to."""
     ordered, index = p_NV.sort(-1, descending=True)
     rank = torch.arange(p_NV.shape[1], device=p_NV.device)
-    keep = ordered.cumsum(-1) - ordered < top_p_N[:, None]
-    keep &= (rank < top_k_N[:, None]) | (top_k_N[:, None] == 0)
+    ordered = ordered * ((rank < top_k_N[:, None]) | (top_k_N[:, None] == 0))
+    reached = ordered.cumsum(-1)
+    keep = (reached - ordered < top_p_N[:, None] * reached[:, -1:]) | (top_p_N[:, None] >= 1)
     return torch.zeros_like(p_NV).scatter_(1, index, ordered * keep)

@@ -108,13 +108,16 @@ class TorchEngine:
         for name, tensor in tensors:
             if name not in own:
                 raise UserError(f"weight {name!r} has no place in the engine's model")
+            if own[name].shape != tensor.shape:
+                raise UserError(f"weight {name!r}: {tuple(tensor.shape)}, expected {tuple(own[name].shape)}")
             own[name].copy_(tensor)
         self.version = version
 
     @torch.no_grad()
     def fingerprint(self) -> dict[str, float]:
-        """Version and mean absolute value of every weight: differs where a weight differs."""
-        sums = {n: float(t.float().abs().mean()) for n, t in self.model.state_dict().items()}
+        """Version, and for every weight a sum with position-dependent signs and sizes: it differs where a
+        weight differs, also where entries, rows or whole experts have only changed places."""
+        sums = {n: _checksum(t) for n, t in self.model.state_dict().items()}
         return {"version": float(self.version), **sums}
 
     # -- generation
@@ -128,6 +131,14 @@ class TorchEngine:
                 f"request {i}: {len(r.prompt_ids)} prompt tokens and max_tokens={r.max_tokens} exceed the "
                 f"engine's length of {self.max_length}"
             )
+        for field, given, fine in (
+            ("max_tokens", r.max_tokens, r.max_tokens >= 1),
+            ("temperature", r.temperature, 0 <= r.temperature < float("inf")),
+            ("top_p", r.top_p, 0 < r.top_p <= 1),
+            ("top_k", r.top_k, r.top_k >= 0),
+        ):
+            if not fine:
+                raise UserError(f"request {i}: {field}={given} is out of range")
         bad = [t for t in r.prompt_ids if not 0 <= t < self.vocab_size]
         if bad:
             raise UserError(f"request {i}: token id {bad[0]} is outside the vocabulary of {self.vocab_size}")
@@ -333,3 +344,8 @@ def _buckets(most: int) -> list[int]:
         sizes.append(n)
         n *= 2
     return [*sizes, most]
+
+
+def _checksum(t: Tensor) -> float:
+    flat = t.detach().flatten().double()
+    return float((flat * torch.sin(torch.arange(1, len(flat) + 1, device=flat.device) * 2.399963)).sum())

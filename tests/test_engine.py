@@ -15,7 +15,7 @@ from onebase.model import checkpoint
 from onebase.model.hf import HFCausalLM
 from onebase.rollout import torch_engine
 from onebase.rollout.engine import Request, Rollout
-from onebase.rollout.sampling import draw
+from onebase.rollout.sampling import Kinds, draw, uniform
 from onebase.rollout.torch_engine import TorchEngine, request_seed
 
 KINDS = ["native", "native with query latent and YaRN", "qwen2", "llama"]
@@ -85,10 +85,9 @@ def one_by_one(model: Any, r: Request) -> list[int]:
         with torch.no_grad():
             row = torch.tensor([r.prompt_ids + ids])
             logits = model(row).hidden_BTD[:, -1] @ model.head_weight.T
-        token, _ = draw(
-            logits, torch.tensor([r.temperature]), torch.tensor([r.seed]), torch.tensor([len(ids)]),
-            torch.tensor([r.top_k]), torch.tensor([r.top_p]),
-        )  # fmt: skip
+        noise = uniform(torch.tensor([r.seed]), torch.tensor([len(ids)]))
+        cuts = (torch.tensor([r.top_k]), torch.tensor([r.top_p]))
+        token, _ = draw(logits, noise, torch.tensor([r.temperature]), *cuts, Kinds())
         ids.append(int(token))
         if ids[-1] in r.stop_ids:
             break

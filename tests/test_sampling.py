@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from onebase.rollout.sampling import draw, uniform
+from onebase.rollout import sampling
+from onebase.rollout.sampling import Kinds, uniform
 from onebase.rollout.torch_engine import request_seed
 
 N = 40_000
@@ -42,6 +43,14 @@ def exact(logits_V: Tensor, temperature: float, top_k: int, top_p: float) -> Ten
             p[v] = 0
         before += float(p[v])
     return p / p.sum()
+
+
+def draw(
+    logits: Tensor, temperature: Tensor, seed: Tensor, count: Tensor, *cuts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One token per row, in the most general kind of batch."""
+    off = (torch.zeros(len(logits), dtype=torch.int64), torch.ones(len(logits)))
+    return sampling.draw(logits, uniform(seed, count), temperature, *(cuts or off), Kinds())
 
 
 def drawn(logits_V: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0, n: int = N) -> Tensor:
