@@ -143,25 +143,21 @@ def _eval(args: argparse.Namespace) -> int:
 
 def _chat_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
-        "folder", metavar="FOLDER", help="checkpoint folder or a stage's folder, as in runs/laptop/r1"
+        "folder", metavar="FOLDER", help="checkpoint or stage folder (runs/laptop/r1), or a hub id"
     )
-    p.add_argument("--max-tokens", type=int, default=512)
-    p.add_argument("--temperature", type=float, default=0.7)
+    p.add_argument("--ask", metavar="TEXT", help="answer this one question and leave")
+    p.add_argument("--max-tokens", type=int, default=512, help="longest reply (default 512)")
+    p.add_argument("--temperature", type=float, default=0.6, help="0 is greedy (default 0.6)")
+    p.add_argument("--hardware", choices=("auto", "cpu", "gpu"), default="auto")
 
 
 def _chat(args: argparse.Namespace) -> int:
-    import importlib
-    from pathlib import Path
+    from onebase import chat
+    from onebase.pipeline import pick_device
 
-    from onebase.pipeline import checkpoint_folder
-
-    found = checkpoint_folder(Path(args.folder).expanduser())
-    if found is None:
-        raise UserError(
-            f"{args.folder}: no checkpoint there (config.json, or checkpoint/ in a stage's folder)"
-        )
-    importlib.import_module("onebase.chat").main(
-        found, max_tokens=args.max_tokens, temperature=args.temperature
+    device = pick_device(args.hardware)
+    chat.main(
+        args.folder, temperature=args.temperature, max_tokens=args.max_tokens, device=device, ask=args.ask
     )
     return 0
 

@@ -70,7 +70,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (["cp", "nothing", "here"], "neither a shipped recipe nor a stage"),
         (["cp", "mine.yaml", "rows.jsonl"], "overwrites nothing"),
         (["schema", "--text", "grop"], "did you mean: grpo"),
-        (["chat", "nowhere"], "no checkpoint there"),
+        (["chat", "nowhere"], "no such folder"),
         (["eval", "x/y", "--data", "chian"], "did you mean: chain"),
         (["eval", "x/y"], "--data"),
         (["eval", "a=x/y", "a=x/z", "--data", "chain"], "given twice"),
