@@ -239,7 +239,7 @@ def _pieces(blocks: Iterator[str]) -> Iterator[str]:
     for block in blocks:
         text, at = rest + block, 0
         while len(text) - at > PIECE:
-            end = _cut(text, at + PIECE)
+            end = _cut(text, at, at + PIECE)
             yield text[at:end]
             at = end
         rest = text[at:]
@@ -247,9 +247,9 @@ def _pieces(blocks: Iterator[str]) -> Iterator[str]:
         yield rest
 
 
-def _cut(text: str, most: int) -> int:
+def _cut(text: str, start: int, most: int) -> int:
     """The last place up to `most` between a letter or digit and white space; `most` where there is none."""
-    for i in range(most, most - LOOK_BACK, -1):
+    for i in range(most, max(start, most - LOOK_BACK), -1):
         if text[i].isspace() and text[i - 1].isalnum():
             return i
     return most
@@ -284,7 +284,7 @@ def _vocabulary_digest(tokenizer: ChatTokenizer) -> str:
 def _source_digest(source: Source, files: list[Path]) -> str:
     """Contents are not read: name, size and time of change stand for them, as in make.  A hub source is known
     by its name only."""
-    said = source.model_dump_json(include={"hub", "split", "rows", "fields", "answer_after", "glob", "stage"})
+    said = source.model_dump_json(exclude={"path", "weight", "world", "styles", "difficulty"})
     digest = hashlib.sha256(said.encode())
     for file in files:
         stat = file.stat() if file.exists() else None
