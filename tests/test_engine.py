@@ -18,7 +18,7 @@ from onebase.rollout.engine import Request, Rollout
 from onebase.rollout.sampling import Kinds, draw, uniform
 from onebase.rollout.torch_engine import TorchEngine, request_seed
 
-KINDS = ["native", "native with query latent and YaRN", "qwen2", "llama"]
+KINDS = ["packed", "packed with YaRN", "native", "qwen2", "llama"]
 V = 96
 PAD = 2
 
@@ -39,12 +39,18 @@ def models(make_config: Any, make_model: Any, randomise_weights: Any) -> dict[st
     for seed, model in enumerate(hf.values()):
         randomise_weights(model, seed, 1.0)
     return {
-        "native": make_model(make_config(vocab_size=V), 1),
-        "native with query latent and YaRN": make_model(
+        "packed": make_model(make_config(vocab_size=V), 1),
+        "packed with YaRN": make_model(make_config(vocab_size=V, rope_scaling=yarn, n_shared_experts=2), 3),
+        "native": make_model(
             make_config(vocab_size=V, q_lora_rank=9, rope_scaling=yarn, attention_bias=True), 2
         ),
         **{name: HFCausalLM(model) for name, model in hf.items()},
     }
+
+
+def test_each_decoder_is_under_test(models: dict[str, Any]) -> None:
+    used = [type(TorchEngine(models[k], PAD, 1, 8).decoder).__name__ for k in KINDS]
+    assert used == ["PackedDecoder", "PackedDecoder", "NativeDecoder", "HFDecoder", "HFDecoder"]
 
 
 def prompts(n: int, longest: int = 12) -> list[list[int]]:
@@ -128,7 +134,7 @@ def test_completions_equal_a_plain_loop_in_any_number_of_slots(kind: str, models
 
 def test_the_same_engine_gives_the_same_again(models: dict[str, Any]) -> None:
     """Nothing of an earlier call (longer completions, more stop ids, an exception in its middle) is left."""
-    engine = TorchEngine(models["native"], PAD, slots=6, max_length=40)
+    engine = TorchEngine(models["packed"], PAD, slots=6, max_length=40)
     requests = mixed_requests(20)
     first = engine.generate(requests)
     engine.generate([Request([1, 2], 5, 38, stop_ids=(1, 2, 3, 4, 5, 6)) for _ in range(9)])
@@ -144,7 +150,7 @@ def test_the_same_engine_gives_the_same_again(models: dict[str, Any]) -> None:
 def test_stop_ids_and_lengths(models: dict[str, Any]) -> None:
     """A completion ends with its first stop id, which it holds, or at max_tokens; a stop id that comes as the
     last allowed token counts as a stop."""
-    engine = TorchEngine(models["native"], PAD, slots=8, max_length=64)
+    engine = TorchEngine(models["packed"], PAD, slots=8, max_length=64)
     base = [Request([5, 6, 7], request_seed(1, 0, 0, g), 30) for g in range(12)]
     free = engine.generate(base)
     assert all(len(r.completion_ids) == len(r.logp_rollout) == 30 for r in free)
@@ -165,14 +171,14 @@ def test_stop_ids_and_lengths(models: dict[str, Any]) -> None:
 
 
 def test_a_request_may_fill_the_length_exactly(models: dict[str, Any]) -> None:
-    for kind in ("native", "llama"):
+    for kind in ("packed", "native", "llama"):
         engine = TorchEngine(models[kind], PAD, slots=2, max_length=33)
         requests = [Request([1] * n, 7 + n, 33 - n) for n in (1, 20, 32)]
         for request, rollout in zip(requests, engine.generate(requests), strict=True):
             assert rollout.completion_ids == one_by_one(models[kind], request)
 
 
-@pytest.mark.parametrize("kind", ["native", "qwen2"])
+@pytest.mark.parametrize("kind", ["packed", "native", "qwen2"])
 def test_equal_prompts_are_prefilled_once_and_drawn_apart(
     kind: str, models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,14 +208,14 @@ def test_a_prefill_is_split_where_it_would_be_too_large(
     models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = mixed_requests(30)
-    first = TorchEngine(models["native"], PAD, slots=30, max_length=32).generate(requests)
+    first = TorchEngine(models["packed"], PAD, slots=30, max_length=32).generate(requests)
     monkeypatch.setattr(torch_engine, "PREFILL_TOKENS", 20)
-    same(first, TorchEngine(models["native"], PAD, slots=30, max_length=32).generate(requests))
+    same(first, TorchEngine(models["packed"], PAD, slots=30, max_length=32).generate(requests))
 
 
 def test_first_tokens_follow_the_exact_distribution(models: dict[str, Any]) -> None:
     """Through the whole engine: 6,000 draws from one prompt, chi-square below five standard deviations."""
-    model = models["native"]
+    model = models["packed"]
     engine = TorchEngine(model, PAD, slots=3000, max_length=8)
     n = 6000
     rollouts = engine.generate([Request([8, 3], request_seed(9, 0, 0, g), 1, 0.8) for g in range(n)])
@@ -225,7 +231,7 @@ def test_first_tokens_follow_the_exact_distribution(models: dict[str, Any]) -> N
 
 
 def test_results_are_told_as_they_end_and_come_in_order(models: dict[str, Any]) -> None:
-    engine = TorchEngine(models["native"], PAD, slots=3, max_length=32)
+    engine = TorchEngine(models["packed"], PAD, slots=3, max_length=32)
     told: dict[int, Rollout] = {}
     requests = mixed_requests(17)
     rollouts = engine.generate(requests, on_done=lambda i, r: told.update({i: r}))
@@ -331,7 +337,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(fault: str, make_config: An
 def test_bad_requests_are_named_before_anything_is_drawn(
     request_: Request, told: str, place: int, models: dict[str, Any]
 ) -> None:
-    engine = TorchEngine(models["native"], PAD, slots=4, max_length=32)
+    engine = TorchEngine(models["packed"], PAD, slots=4, max_length=32)
     requests = [Request([1], 1, 2), Request([1], 2, 2)]
     requests.insert(place, request_)
     seen: list[int] = []

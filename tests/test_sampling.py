@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from onebase.rollout import sampling
-from onebase.rollout.sampling import Kinds, uniform
+from onebase.rollout.sampling import Kinds, draw, uniform
 from onebase.rollout.torch_engine import request_seed
 
 N = 40_000
@@ -45,24 +44,19 @@ def exact(logits_V: Tensor, temperature: float, top_k: int, top_p: float) -> Ten
     return p / p.sum()
 
 
-def draw(
-    logits: Tensor, temperature: Tensor, seed: Tensor, count: Tensor, *cuts: Tensor
+def drawn_at(
+    logits_NV: Tensor, u_N: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """One token per row, in the most general kind of batch."""
-    off = (torch.zeros(len(logits), dtype=torch.int64), torch.ones(len(logits)))
-    return sampling.draw(logits, uniform(seed, count), temperature, *(cuts or off), Kinds())
+    """Every row with the same settings."""
+    n = len(logits_NV)
+    settings = (torch.full((n,), temperature), torch.full((n,), top_k), torch.full((n,), top_p))
+    return draw(logits_NV.clone(), u_N, *settings, Kinds())
 
 
 def drawn(logits_V: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0, n: int = N) -> Tensor:
     """Counts of n draws, with one seed per draw."""
-    token, _ = draw(
-        logits_V.expand(n, -1).clone(),
-        torch.full((n,), temperature),
-        torch.arange(n) * 7919 + 13,
-        torch.full((n,), 3),
-        torch.full((n,), top_k),
-        torch.full((n,), top_p),
-    )
+    u = uniform(torch.arange(n) * 7919 + 13, torch.tensor(3))
+    token, _ = drawn_at(logits_V.expand(n, -1), u, temperature, top_k, top_p)
     return torch.bincount(token, minlength=len(logits_V))
 
 
@@ -161,14 +155,11 @@ def test_a_large_vocabulary_keeps_its_tail() -> None:
     V, n = 99_000, 480
     logits = torch.zeros(V)
     logits[V // 2] = math.log(V - 1)
-    token = torch.cat(
-        [
-            draw(logits.expand(40, -1).clone(), torch.ones(40), torch.arange(40) + s, torch.zeros(40).long())[
-                0
-            ]
-            for s in range(0, n, 40)
-        ]
-    )
+    parts = [
+        drawn_at(logits.expand(40, -1), uniform(torch.arange(40) + at, torch.tensor(0)))[0]
+        for at in range(0, n, 40)
+    ]
+    token = torch.cat(parts)
     assert abs(int((token == V // 2).sum()) - n / 2) < 5 * math.sqrt(n / 4)
     rest = token[token != V // 2]
     chi_square_is_plausible(torch.bincount(rest * 3 // V, minlength=3), torch.full((3,), 1 / 3))
@@ -189,21 +180,52 @@ def test_a_cut_of_nothing_keeps_every_token(size: int) -> None:
 def test_greedy_and_sampled_rows_mix() -> None:
     logits = torch.stack([some_logits(40, i) for i in range(64)])
     temperature = torch.where(torch.arange(64) % 2 == 0, 0.0, 0.8)
-    token, logp = draw(logits.clone(), temperature, torch.arange(64), torch.zeros(64).long())
+    u = uniform(torch.arange(64), torch.tensor(0))
+    off = (torch.zeros(64).long(), torch.ones(64))
+    token, logp = draw(logits.clone(), u, temperature, *off, Kinds())
     greedy = temperature == 0
     assert torch.equal(token[greedy], logits[greedy].argmax(-1))
     t = torch.where(greedy, 1.0, temperature)[:, None]
     expected = (logits / t).log_softmax(-1).gather(1, token[:, None])[:, 0]
     torch.testing.assert_close(logp, expected, rtol=1e-5, atol=1e-5)
-    sampled, _ = draw(logits.clone(), torch.full((64,), 0.8), torch.arange(64), torch.zeros(64).long())
+    sampled, _ = drawn_at(logits, u, 0.8)
     assert torch.equal(token[~greedy], sampled[~greedy])
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p", "kinds"),
+    [
+        (1.0, 0, 1.0, Kinds("none", False, False)),
+        (0.7, 0, 1.0, Kinds("none", True, False)),
+        (1.0, 3, 0.9, Kinds("none", False, True)),
+        (0.0, 0, 1.0, Kinds("all", False, False)),
+        (0.0, 4, 0.5, Kinds("all", False, True)),
+    ],
+)
+def test_parts_that_nobody_needs_change_nothing(
+    temperature: float, top_k: int, top_p: float, kinds: Kinds
+) -> None:
+    """A request draws the same token whatever its neighbours ask for."""
+    logits = torch.stack([some_logits(50, i) for i in range(300)])
+    u = uniform(torch.arange(300), torch.tensor(2))
+    general, logp = drawn_at(logits, u, temperature, top_k, top_p)
+    settings = (torch.full((300,), temperature), torch.full((300,), top_k), torch.full((300,), top_p))
+    token, logp_short = draw(logits.clone(), u, *settings, kinds)
+    assert torch.equal(token, general)
+    torch.testing.assert_close(logp_short, logp, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2.0**-22])
+def test_the_ends_of_the_unit_interval_hit_tokens_that_have_probability(u: float) -> None:
+    """Also where the first and the last entries have none."""
+    logits = torch.stack([some_logits(1000, i) for i in range(200)])
+    logits[:, :3] = logits[:, -3:] = float("-inf")
+    token, logp = drawn_at(logits, torch.full((200,), u))
+    assert ((token >= 3) & (token < 997)).all() and torch.isfinite(logp).all()
 
 
 def test_the_log_probability_is_the_one_before_the_cuts() -> None:
     logits = some_logits(40).expand(500, -1)
-    cuts = (torch.full((500,), 4), torch.full((500,), 0.8))
-    token, logp = draw(
-        logits.clone(), torch.full((500,), 0.7), torch.arange(500), torch.ones(500).long(), *cuts
-    )
+    token, logp = drawn_at(logits, uniform(torch.arange(500), torch.tensor(1)), 0.7, 4, 0.8)
     expected = (logits / 0.7).log_softmax(-1).gather(1, token[:, None])[:, 0]
     torch.testing.assert_close(logp, expected, rtol=1e-5, atol=1e-5)
