@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from onebase.errors import UserError
 from onebase.model.transformer import Output, attention_mask
 
+ATTENTION = "onebase_grouped"
+
 
 class SlotCache:
     """Keys and values of fixed slots, each at its own position: what `past_key_values.update` must offer, no
@@ -67,6 +69,37 @@ class SlotCache:
         return self.seen, 0
 
 
+def grouped_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """transformers' SDPA attention, but one new token per row is attended without repeating keys and values
+    for every query head of a group: their copies would be most of a decoding step's memory traffic.
+
+    query [B, H, T, K], key and value [B, H / group, S, K]; out [B, T, H, K]."""
+    if query.shape[2] != 1 or attention_mask is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+    B, H, _, K = query.shape
+    grouped = query.view(B, key.shape[1], -1, K)
+    score = (grouped @ key.mT).float() * (K**-0.5 if scaling is None else scaling)
+    score = (
+        score.masked_fill(~attention_mask, -torch.inf)
+        if attention_mask.dtype == torch.bool
+        else (score + attention_mask)
+    )
+    return (score.softmax(-1).to(value.dtype) @ value).view(B, 1, H, -1), None
+
+
 class HFCausalLM(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -81,10 +114,13 @@ class HFCausalLM(nn.Module):
 
     @classmethod
     def from_pretrained(cls, origin: str, device: str, dtype: torch.dtype) -> HFCausalLM:
-        from transformers import AutoModelForCausalLM
+        from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+        from transformers.masking_utils import sdpa_mask
 
+        AttentionInterface.register(ATTENTION, grouped_attention)
+        AttentionMaskInterface.register(ATTENTION, sdpa_mask)
         try:
-            model = AutoModelForCausalLM.from_pretrained(origin, dtype=dtype, attn_implementation="sdpa")
+            model = AutoModelForCausalLM.from_pretrained(origin, dtype=dtype, attn_implementation=ATTENTION)
         except (OSError, ValueError, RuntimeError) as e:
             first = str(e).strip().splitlines()[0]
             raise UserError(f"{origin}: transformers cannot load it as a causal LM: {first}") from e
