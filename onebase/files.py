@@ -69,8 +69,8 @@ def disk_full(path: Path, needed: int, kept: str, error: BaseException) -> UserE
     cause = "the process's limit on file sizes" if limit else "the disk is full"
     return UserError(
         f"{path}: cannot be written: {cause} ({error})\n"
-        f"  needed: about {human_bytes(needed)}; free: {human_bytes(free_bytes(path))}\n"
-        f"  kept: {kept}\n"
+        f"  needed: {human_bytes(needed)} or more; free: {human_bytes(free_bytes(path))}\n"
+        f"  kept: {kept} is whole\n"
         f"  make room (or set the recipe's `runs` to another disk) and run the same command again"
     )
 
@@ -148,7 +148,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         if isinstance(error, Exception) and is_full(error, path):
             needed = max(folder_bytes(part), folder_bytes(path))
             shutil.rmtree(part, ignore_errors=True)  # first, so that the free space told is what there is
-            kept = f"the {path.name} written before is whole" if path.is_dir() else "nothing was there before"
+            kept = f"the {path.name} written before" if path.is_dir() else "all that was written before it"
             raise disk_full(path, needed, kept, error) from error
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -178,7 +178,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         if is_full(error, path):
-            kept = "the file's former content" if path.exists() else "the file did not exist before"
+            kept = "the file's former content" if path.exists() else "all that was written before it"
             raise disk_full(path, len(raw), kept, error) from error
         raise
     fsync_path(path.parent)

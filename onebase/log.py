@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 PLAIN_SECONDS = 5.0
+BAR_WIDTH = 16
+SHORTER = {"tokens_per_second": "tok/s"}
 
 
 class RunLog:
@@ -67,9 +69,13 @@ class RunLog:
         """
         row = {"step": step, "time": round(time.time(), 3)} | {k: _number(v) for k, v in metrics.items()}
         append_jsonl(self.metrics_path, row)
-        numbers = "  ".join(f"{key} {_short(metrics[key])}" for key in show if key in metrics)
+        numbers = "  ".join(
+            f"{SHORTER.get(key, key)} {_short(metrics[key])}" for key in show if key in metrics
+        )
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=step, total=total, numbers=numbers)
+            # what does not fit is cut here: rich would squeeze the bar and the counter instead
+            room = self._bar.console.width - len(self.title) - BAR_WIDTH - 2 * len(str(total)) - 15
+            self._bar.update(self._task, completed=step, total=total, numbers=numbers[: max(room, 8)])
         elif not self.quiet:
             self._plain(step, total, numbers)
 
@@ -104,10 +110,10 @@ class RunLog:
 
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=BAR_WIDTH),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[numbers]}", markup=False),
             console=console,
         )
         self._bar.start()
