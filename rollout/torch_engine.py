@@ -79,6 +79,9 @@ class TorchEngine:
         self.vocab_size = weight.shape[0]
         self.version = 0
         self.kinds = Kinds()
+        # our experts in another dtype than bf16 need their counts on the host, which a graph cannot give
+        native = isinstance(model, Transformer)
+        self.capturable = self.device.type == "cuda" and (not native or weight.dtype == torch.bfloat16)
         self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         self.state: _Slots | None = None
 
@@ -276,6 +279,9 @@ class TorchEngine:
             return
         rows = next(b for b in _buckets(self.slots) if b >= n)
         length = next(b for b in _buckets(self.max_length) if b >= longest)
+        if not self.capturable:
+            self._advance(rows, length)
+            return
         key = (rows, length)
         if key not in self.graphs:
             self.graphs[key] = self._capture(rows, length)
