@@ -212,7 +212,7 @@ def test_a_weight_that_would_broadcast_is_refused(folder: Path) -> None:
     ],
 )
 def test_a_missing_weight(folder: Path, name: str) -> None:
-    edit_weights(folder, lambda tensors: tensors.pop(name) and None)
+    edit_weights(folder, lambda tensors: tensors.__delitem__(name))
     told = refusal(folder)
     assert str(folder) in told and "missing" in told
     assert name.rsplit(".", 2)[0] in told
@@ -302,18 +302,34 @@ def test_weights_of_one_architecture_under_the_config_of_another(
     assert str(folder) in refusal(folder)
 
 
-def test_a_transformers_folder_cut_short(tiny_tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+@pytest.fixture
+def llama_folder(tiny_tokenizer: ChatTokenizer, tmp_path: Path) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape: dict[str, Any] = {"vocab_size": 288, "hidden_size": 16, "intermediate_size": 16}
-    LlamaForCausalLM(LlamaConfig(**shape, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(
-        tmp_path
-    )
-    tiny_tokenizer.save(tmp_path)
-    checkpoint.load(tmp_path)
-    file = tmp_path / "model.safetensors"
+    model = LlamaForCausalLM(LlamaConfig(**shape, num_hidden_layers=1, num_attention_heads=2))
+    model.save_pretrained(tmp_path / "llama")
+    tiny_tokenizer.save(tmp_path / "llama")
+    checkpoint.load(tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+def test_a_transformers_folder_cut_short(llama_folder: Path) -> None:
+    file = llama_folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-50])
-    assert str(tmp_path) in refusal(tmp_path)
+    assert str(llama_folder) in refusal(llama_folder)
+
+
+def test_a_transformers_folder_with_a_weight_missing(llama_folder: Path) -> None:
+    """transformers only warns and fills in random numbers; a run must not start from those."""
+    edit_weights(llama_folder, lambda t: t.__delitem__("model.layers.0.self_attn.o_proj.weight"))
+    told = refusal(llama_folder)
+    assert str(llama_folder) in told and "o_proj" in told
+
+
+def test_a_transformers_folder_with_a_weight_of_another_shape(llama_folder: Path) -> None:
+    edit_weights(llama_folder, lambda t: t.update({"model.norm.weight": torch.ones(17)}))
+    assert str(llama_folder) in refusal(llama_folder)
 
 
 def test_a_tokenizer_of_another_vocabulary(folder: Path) -> None:
