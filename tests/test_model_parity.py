@@ -15,7 +15,7 @@ from onebase.model import checkpoint
 from onebase.model.transformer import Transformer
 
 FORMAT = settings(
-    max_examples=20,
+    max_examples=12,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

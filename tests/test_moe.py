@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from onebase.model.moe import MoE, sequence_balance, update_bias
 
-QUICK = settings(max_examples=40, deadline=None, derandomize=True)
+QUICK = settings(max_examples=25, deadline=None, derandomize=True)
 
 
 def layer(make_config: Any, seed: int = 0, **shape: Any) -> MoE:
