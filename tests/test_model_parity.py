@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from onebase.model import checkpoint
 from onebase.model.transformer import Transformer
+from onebase.rollout.engine import Request
+from onebase.rollout.torch_engine import TorchEngine
 
 FORMAT = settings(
     max_examples=12,
@@ -226,6 +228,23 @@ def test_absorbed_decoding_equals_the_forward(
             bias = torch.zeros(3, 16).masked_fill(closed, float("-inf"))
             hidden = model.decode(ids[torch.arange(3), position_B], position_B, caches, bias)
             torch.testing.assert_close(hidden, expected[torch.arange(3), position_B], rtol=1e-5, atol=1e-5)
+
+
+@FORMAT
+@given(shape=shapes(), seed=st.integers(0, 99))
+def test_the_engines_log_probabilities_equal_the_forward(
+    shape: dict[str, Any], seed: int, make_config: Any, make_model: Any
+) -> None:
+    """Whichever decoder the engine picks for the shape."""
+    model = make_model(make_config(**shape), seed)
+    engine = TorchEngine(model, 2, slots=3, max_length=24)
+    requests = [Request(ids_of(seed + i, 1, 1 + 3 * i)[0].tolist(), seed + i, 9 + i) for i in range(5)]
+    for rollout in engine.generate(requests):
+        ids = torch.tensor([rollout.prompt_ids + rollout.completion_ids])
+        logp = logits(model.eval(), ids)[0].log_softmax(-1)
+        at = torch.arange(len(rollout.prompt_ids) - 1, ids.shape[1] - 1)
+        expected = logp[at, rollout.completion_ids]
+        torch.testing.assert_close(torch.tensor(rollout.logp_rollout), expected, rtol=1e-5, atol=1e-5)
 
 
 def packed(lengths: list[int], padding: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -72,7 +72,8 @@ def kill_when(process: subprocess.Popen[bytes], file: Path, count: int) -> bool:
 
 
 def curve(folder: Path, stage: str, keys: tuple[str, ...]) -> list[tuple[float, ...]]:
-    rows = [json.loads(line) for line in (folder / f"runs/tiny/{stage}/metrics.jsonl").read_text().splitlines()]
+    text = (folder / f"runs/tiny/{stage}/metrics.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
     assert [r["step"] for r in rows] == list(range(1, len(rows) + 1)), "a step is missing or twice there"
     return [tuple(r.get(k, 0.0) for k in keys) for r in rows]
 
