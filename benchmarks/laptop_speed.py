@@ -218,9 +218,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="write the raw numbers here as JSON")
     args = parser.parse_args()
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {PROMPTS} prompts of {PROMPT_TOKENS} tokens"
-    )
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     with tempfile.TemporaryDirectory() as room:
         folder = Path(room) / "model"
         make_folder(folder)
