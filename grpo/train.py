@@ -60,7 +60,9 @@ def main(run: StageRun) -> dict[str, float]:
     engine = TorchEngine(model, tokenizer.pad_id, stage.slots, stage.max_prompt + stage.sampling.max_tokens)
     summary: dict[str, float] = dict(extra)
     if held and done == 0:
-        summary |= _evaluate(engine, tokenizer, held, stage, "before_")
+        before = _evaluate(engine, tokenizer, held, stage)
+        run.log.step(0, stage.steps, before, ("eval_accuracy",))
+        summary |= {f"before_{k}": v for k, v in before.items()}
     skipped = 0
     for step in range(done, stage.steps):
         engine.version = step
@@ -79,7 +81,7 @@ def main(run: StageRun) -> dict[str, float]:
         metrics["lr"] = stage.optim.lr * factor
         last = step + 1 == stage.steps
         if held and ((step + 1) % stage.eval_every == 0 or last):
-            metrics |= _evaluate(engine, tokenizer, held, stage, "")
+            metrics |= _evaluate(engine, tokenizer, held, stage)
         keys = ("reward", "accuracy", "completion_tokens", "eval_accuracy", "eval_tokens")
         summary |= {k: metrics[k] for k in keys if k in metrics}
         run.log.step(step + 1, stage.steps, metrics, SHOWN)
@@ -171,10 +173,10 @@ def rollout_metrics(rollouts: Sequence[ScoredRollout], tokenizer: ChatTokenizer)
 
 
 def _evaluate(
-    engine: TorchEngine, tokenizer: ChatTokenizer, rows: list[dict[str, Any]], stage: Grpo, prefix: str
+    engine: TorchEngine, tokenizer: ChatTokenizer, rows: list[dict[str, Any]], stage: Grpo
 ) -> dict[str, float]:
     got = greedy_accuracy(engine, tokenizer, rows, stage.rewards, stage.sampling)
-    return {f"{prefix}eval_accuracy": got["accuracy"], f"{prefix}eval_tokens": got["tokens"]}
+    return {"eval_accuracy": got["accuracy"], "eval_tokens": got["tokens"]}
 
 
 @dataclass(slots=True)

@@ -18,6 +18,7 @@ Series = list[Point]
 # Panels in their order: title, keys that share it.  Keys that stand nowhere here get a panel under "other".
 PANELS: list[tuple[str, tuple[str, ...]]] = [
     ("loss", ("loss", "heldout_loss")),
+    ("bits per byte", ("bits_per_byte",)),
     ("reward", ("reward",)),
     ("accuracy", ("accuracy", "eval_accuracy")),
     ("completion tokens", ("completion_tokens", "completion_tokens_p95", "eval_tokens")),

@@ -16,6 +16,7 @@ from onebase.data import Mixture, mixture, texts
 from onebase.errors import UserError
 from onebase.model import checkpoint
 from onebase.model.transformer import Transformer, init_weights
+from onebase.pretrain.shards import bits_per_byte, bytes_per_token
 from onebase.recipe import Pretrain, Source
 from onebase.stage import StageRun
 from onebase.tokenizer import ChatTokenizer, train
@@ -26,6 +27,7 @@ from onebase.train.schedule import wsd
 from onebase.train.step import balance_routers, forward_backward, heldout_loss
 
 HELDOUT_BATCHES = 4
+KEPT = ("loss", "heldout_loss", "bits_per_byte")
 
 
 def main(run: StageRun) -> dict[str, float]:
@@ -46,6 +48,7 @@ def main(run: StageRun) -> dict[str, float]:
     held = (
         [heldout.batch(i, stage.batch.rows).to(run.device) for i in range(HELDOUT_BATCHES)] if heldout else []
     )
+    per_token = _bytes_per_token(run)
     flops = train_flops_per_token(model.config, stage.batch.length, stage.mtp_weight > 0)
     peak = peak_flops(run.device, run.recipe.dtype)
     summary: dict[str, float] = dict(extra)
@@ -82,7 +85,9 @@ def main(run: StageRun) -> dict[str, float]:
         last = step + 1 == stage.steps
         if held and ((step + 1) % stage.eval_every == 0 or last):
             metrics["heldout_loss"] = heldout_loss(model, held, stage.document_mask)
-        summary.update({k: metrics[k] for k in ("loss", "heldout_loss") if k in metrics})
+            if per_token is not None:
+                metrics["bits_per_byte"] = bits_per_byte(metrics["heldout_loss"], per_token)
+        summary.update({k: metrics[k] for k in KEPT if k in metrics})
         run.log.step(
             step + 1, stage.steps, metrics, ("loss", "heldout_loss", "router_load_max", "tokens_per_second")
         )
@@ -115,6 +120,14 @@ def _start(run: StageRun) -> tuple[ChatTokenizer, Transformer]:
     model = Transformer(config)
     init_weights(model, run.seed, stage.embedding_std)
     return tokenizer, checkpoint.to_dtype(model, checkpoint.DTYPES[run.recipe.dtype]).to(run.device)
+
+
+def _bytes_per_token(run: StageRun) -> float | None:
+    """Of the held-out text, where that is one text source; worlds have no natural bytes."""
+    sources = run.stage.heldout
+    if len(sources) != 1 or sources[0].world is not None:
+        return None
+    return bytes_per_token(run.folder / "cache_heldout" / "tokens_0")
 
 
 def _sample(run: StageRun, size: int) -> Iterator[str]:
