@@ -110,9 +110,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder}: no config.json there; a checkpoint is a Hugging Face model folder.")
     try:
-        return json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except ValueError as e:
         raise UserError(f"{path}: not valid JSON ({e}). The file is damaged or cut short.") from e
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: holds {type(config).__name__}, expected the fields of a model's config")
+    return config
 
 
 def load(
@@ -123,12 +126,14 @@ def load(
     if not folder.is_dir():
         return HFCausalLM.from_pretrained(str(origin), device, DTYPES[dtype]), ChatTokenizer.load(str(origin))
     config = read_config(folder)
+    native = config.get("model_type") == "deepseek_v3"
+    shape = ModelConfig.from_hf(config, str(folder / "config.json")) if native else None
     tokenizer = ChatTokenizer.load(str(folder))
-    if config.get("model_type") != "deepseek_v3":
+    if shape is None:
         model: Transformer | HFCausalLM = HFCausalLM.from_pretrained(str(folder), device, DTYPES[dtype])
         rows = model.head_weight.shape[0]
     else:
-        model = _load_native(folder, config, device, DTYPES[dtype])
+        model = _load_native(folder, shape, device, DTYPES[dtype])
         rows = model.config.vocab_size
     if tokenizer.size > rows:
         raise UserError(
@@ -138,7 +143,7 @@ def load(
     return model, tokenizer
 
 
-def _load_native(folder: Path, config: dict[str, Any], device: str, dtype: torch.dtype) -> Transformer:
+def _load_native(folder: Path, shape: ModelConfig, device: str, dtype: torch.dtype) -> Transformer:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -151,7 +156,6 @@ def _load_native(folder: Path, config: dict[str, Any], device: str, dtype: torch
             tensors |= load_file(str(file))
         except (SafetensorError, OSError) as e:
             raise UserError(f"{file}: cannot be read ({e}). The file is damaged or cut short.") from e
-    shape = ModelConfig.from_hf(config, str(folder / "config.json"))
     if f"model.layers.{shape.num_hidden_layers}.eh_proj.weight" not in tensors:
         shape = shape.model_copy(update={"num_nextn_predict_layers": 0})
     model = Transformer(shape)

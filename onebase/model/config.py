@@ -144,7 +144,14 @@ class ModelConfig(BaseModel):
             if config.get(key) not in (None, value):
                 raise UserError(f"{where}: {key} is {config[key]!r}; onebase's model has {value!r}")
         fields = {k: config[k] for k in cls.model_fields if k in config}
-        rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+        heads, kv_heads = config.get("num_attention_heads"), config.get("num_key_value_heads")
+        if kv_heads not in (None, heads):
+            raise UserError(
+                f"{where}: num_key_value_heads is {kv_heads}; in MLA it equals num_attention_heads, {heads}"
+            )
+        rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+        if not isinstance(rope, dict):
+            raise UserError(f"{where}: rope_scaling is {rope!r}; expected null or the fields of YaRN")
         if "rope_theta" in rope:
             fields["rope_theta"] = rope["rope_theta"]
         kind = rope.get("type", rope.get("rope_type", "default"))

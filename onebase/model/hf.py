@@ -114,16 +114,22 @@ class HFCausalLM(nn.Module):
 
     @classmethod
     def from_pretrained(cls, origin: str, device: str, dtype: torch.dtype) -> HFCausalLM:
+        from safetensors import SafetensorError
         from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
         from transformers.masking_utils import sdpa_mask
 
         AttentionInterface.register(ATTENTION, grouped_attention)
         AttentionMaskInterface.register(ATTENTION, sdpa_mask)
         try:
-            model = AutoModelForCausalLM.from_pretrained(origin, dtype=dtype, attn_implementation=ATTENTION)
-        except (OSError, ValueError, RuntimeError) as e:
-            first = str(e).strip().splitlines()[0]
+            model, info = AutoModelForCausalLM.from_pretrained(
+                origin, dtype=dtype, attn_implementation=ATTENTION, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as e:
+            first = (str(e).strip().splitlines() or [type(e).__name__])[0]
             raise UserError(f"{origin}: transformers cannot load it as a causal LM: {first}") from e
+        missing = sorted(info["missing_keys"])
+        if missing:  # transformers would fill them with random numbers and only warn
+            raise UserError(f"{origin}: {len(missing)} weights are missing, first {missing[0]}")
         return cls(model).to(device)
 
     @property
