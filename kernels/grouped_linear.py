@@ -65,4 +65,6 @@ def grouped_linear(x_MD: Tensor, weight_EOD: Tensor, count_E: Tensor) -> Tensor:
     ):
         offsets_E = count_E.cumsum(0).to(torch.int32)
         return torch._grouped_mm(x_MD, weight_EOD.transpose(1, 2), offs=offsets_E)
-    return _PerGroup.apply(x_MD, weight_EOD, count_E.tolist())
+    counts = count_E.tolist()
+    assert sum(counts) == len(x_MD), f"{sum(counts)=} {len(x_MD)=}: rows outside every group"
+    return _PerGroup.apply(x_MD, weight_EOD, counts)

@@ -237,7 +237,7 @@ def test_the_engines_log_probabilities_equal_the_forward(
 ) -> None:
     """Whichever decoder the engine picks for the shape."""
     model = make_model(make_config(**shape), seed)
-    engine = TorchEngine(model, 2, slots=3, max_length=24)
+    engine = TorchEngine(model, 2, slots=3, max_length=32)
     requests = [Request(ids_of(seed + i, 1, 1 + 3 * i)[0].tolist(), seed + i, 9 + i) for i in range(5)]
     for rollout in engine.generate(requests):
         ids = torch.tensor([rollout.prompt_ids + rollout.completion_ids])

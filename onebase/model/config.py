@@ -23,6 +23,19 @@ FIXED = {
 }
 
 
+# Fields whose absence means the same to transformers as our default
+OPTIONAL = {
+    "q_lora_rank",
+    "attention_bias",
+    "tie_word_embeddings",
+    "num_nextn_predict_layers",
+    "initializer_range",
+    "rope_theta",
+    "rms_norm_eps",
+    "max_position_embeddings",
+}
+
+
 class YarnConfig(BaseModel):
     """YaRN context extension (arXiv 2309.00071) as DeepSeek-V3 uses it, on the RoPE dimensions only."""
 
@@ -108,6 +121,10 @@ class ModelConfig(BaseModel):
         )
         assert self.qk_rope_head_dim % 2 == 0, f"qk_rope_head_dim={self.qk_rope_head_dim} is odd"
         assert self.num_nextn_predict_layers in (0, 1), "num_nextn_predict_layers is 0 or 1"
+        assert self.rms_norm_eps == 1e-6, (
+            f"rms_norm_eps={self.rms_norm_eps}: transformers keeps 1e-6 in the latents' norms whatever this "
+            "field says, so another value would make one folder two models"
+        )
         assert self.n_shared_experts >= 1, "n_shared_experts is at least 1"
         return self
 
@@ -161,9 +178,13 @@ class ModelConfig(BaseModel):
         fields["rope_scaling"] = (
             {k: rope[k] for k in known if k in rope} | {"type": "yarn"} if kind == "yarn" else None
         )
-        if fields["rope_scaling"] and "mscale_all_dim" not in rope:
-            fields["rope_scaling"]["mscale_all_dim"] = 0.0
-            fields["rope_scaling"].setdefault("mscale", 0.0)
+        if fields["rope_scaling"]:  # left out means off to transformers, not our default
+            fields["rope_scaling"] = {"mscale": 0.0, "mscale_all_dim": 0.0} | fields["rope_scaling"]
+        missing = [f for f in cls.model_fields if f not in fields and f not in OPTIONAL]
+        if missing:
+            raise UserError(
+                f"{where}: {missing[0]} is missing; the format's default is not a shape of this model"
+            )
         try:
             return cls(**fields)
         except ValueError as e:

@@ -136,9 +136,14 @@ class MoE(nn.Module):
         load_E = _count(index_NK.flatten(), E)
         out_ND = self.experts(x_ND, gate_NK, index_NK, load_E) + self.shared_experts(x_ND)
         shape = x_BTD.shape[:2]
-        routing = Routing(load_E, torch.zeros((), device=x_ND.device))
+        balance = torch.zeros((), device=x_ND.device)
         if self.training:
-            routing = sequence_balance(score_NE.view(*shape, E), index_NK.view(*shape, -1), mask_BT)
+            if mask_BT is not None:
+                load_E = torch.zeros_like(load_E).scatter_add_(
+                    0, index_NK.flatten(), mask_BT.flatten().repeat_interleave(index_NK.shape[1]).long()
+                )
+            balance = sequence_balance(score_NE.view(*shape, E), index_NK.shape[1], mask_BT)
+        routing = Routing(load_E, balance)
         return out_ND.view_as(x_BTD), routing
 
     def decode(self, x_BD: Tensor) -> Tensor:
@@ -155,23 +160,24 @@ def _count(index_M: Tensor, E: int) -> Tensor:
     )
 
 
-def sequence_balance(score_BTE: Tensor, index_BTK: Tensor, mask_BT: Tensor | None) -> Routing:
-    """Sequence-wise balance loss, sum_e f_e P_e per row, averaged over rows (equations 17 to 20), and the
-    load.
+def sequence_balance(score_BTE: Tensor, K: int, mask_BT: Tensor | None) -> Tensor:
+    """Sequence-wise balance loss, sum_e f_e P_e per row, averaged over rows (equations 17 to 20); float32
+    scalar.
 
-    f_e is E / (K T) times the row's tokens that chose e; P_e the mean of the normalised affinity.  Its
-    minimum is 1."""
+    f_e is E / (K T) times the row's tokens that have e among their K best affinities (equation 18: of s,
+    neither the bias nor the groups play a part); P_e the mean of the normalised affinity.  Its minimum is
+    1."""
     B, T, E = score_BTE.shape
-    K = index_BTK.shape[-1]
+    index_BTK = score_BTE.detach().topk(K, -1, sorted=False).indices
     one_BT = torch.ones(B, T, device=score_BTE.device) if mask_BT is None else mask_BT.float()
-    chosen_BE = torch.zeros(B, E, device=score_BTE.device).scatter_add_(
+    best_BE = torch.zeros(B, E, device=score_BTE.device).scatter_add_(
         1, index_BTK.flatten(1), one_BT[..., None].expand(B, T, K).flatten(1)
     )
     length_B1 = one_BT.sum(1, keepdim=True).clamp(min=1)
-    f_BE = chosen_BE * (E / K) / length_B1
+    f_BE = best_BE * (E / K) / length_B1
     p_BTE = score_BTE / score_BTE.sum(-1, keepdim=True)
     p_BE = torch.bmm(one_BT.unsqueeze(1), p_BTE)[:, 0] / length_B1
-    return Routing(chosen_BE.sum(0).long(), (f_BE * p_BE).sum(1).mean())
+    return (f_BE * p_BE).sum(1).mean()
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -41,11 +42,12 @@ def load(
         try:
             state = torch.load(file, map_location=device, weights_only=True)
             model.load_state_dict(state["model"])
-        except (RuntimeError, KeyError, EOFError, OSError) as e:
+            optimizer.load_state_dict(state["optimizer"])
+            return int(state["step"]), state["extra"]
+        except (RuntimeError, LookupError, EOFError, OSError, ValueError, TypeError, UnpicklingError) as e:
+            lines = str(e).strip().splitlines() or [type(e).__name__]
             raise UserError(
-                f"{file}: does not fit this stage or is damaged ({str(e).splitlines()[0]}). "
+                f"{file}: does not fit this stage or is damaged ({lines[0]}). "
                 "Run the stage again with --fresh to start over."
             ) from e
-        optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"]), state["extra"]
     return 0, {}
