@@ -121,9 +121,10 @@ class HFCausalLM(nn.Module):
         AttentionInterface.register(ATTENTION, grouped_attention)
         AttentionMaskInterface.register(ATTENTION, sdpa_mask)
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 origin, dtype=dtype, attn_implementation=ATTENTION, output_loading_info=True
             )
+            model, info = loaded
         except (OSError, ValueError, RuntimeError, SafetensorError) as e:
             first = (str(e).strip().splitlines() or [type(e).__name__])[0]
             raise UserError(f"{origin}: transformers cannot load it as a causal LM: {first}") from e
