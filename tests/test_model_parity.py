@@ -164,6 +164,30 @@ def test_yarn_fields_that_a_config_leaves_out(
         )
 
 
+@pytest.mark.parametrize("more", [{"attention_factor": 1.3}, {"truncate": False}, {"factor": None}])
+def test_yarn_fields_that_we_do_not_have_are_not_passed_over(
+    more: dict[str, Any], make_config: Any, make_model: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    """transformers computes with them: the same logits, or an error that names the field."""
+    from onebase.errors import UserError
+
+    yarn = {"factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 4.0}
+    config = make_config(rope_scaling=yarn, rope_theta=100.0, qk_rope_head_dim=10)
+    checkpoint.save(tmp_path / "c", make_model(config, 5), tiny_tokenizer)
+    file = tmp_path / "c" / "config.json"
+    written = json.loads(file.read_text())
+    written["rope_scaling"] |= more
+    file.write_text(json.dumps(written))
+    try:
+        ours, _ = checkpoint.load(tmp_path / "c")
+    except UserError as e:
+        assert str(file) in str(e) and next(iter(more)) in str(e)
+        return
+    theirs, _ = auto(tmp_path / "c")
+    assert isinstance(ours, Transformer)
+    torch.testing.assert_close(logits(ours.eval(), ids_of(1)), theirs(ids_of(1)).logits, rtol=1e-5, atol=1e-5)
+
+
 def test_fields_that_a_config_leaves_out_mean_the_formats_defaults(
     make_config: Any, make_model: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
