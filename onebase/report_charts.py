@@ -36,6 +36,7 @@ PANELS: list[tuple[str, tuple[str, ...]]] = [
     ("model FLOP utilisation", ("mfu",)),
     ("seconds of a step", ("seconds_generate", "seconds_verify", "seconds_train")),
 ]
+TINY = 1e-100
 NOT_CURVES = ("step", "time")
 
 
@@ -48,7 +49,9 @@ def series_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
             continue
         for key, value in row.items():
             if key not in NOT_CURVES and _number(value):
-                found.setdefault(str(key), {})[float(step or 0)] = float(value)
+                # what no chart can show is zero; the differences of such numbers vanish or overflow
+                shown = 0.0 if abs(value) < TINY else float(value)
+                found.setdefault(str(key), {})[float(step or 0)] = shown
     return {key: sorted(points.items()) for key, points in found.items()}
 
 

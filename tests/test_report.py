@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from onebase import jsonl_zst, report, report_charts, report_samples
@@ -228,6 +228,7 @@ points = st.lists(
 
 
 @settings(deadline=None)
+@example([(0, 5e-324)], "")
 @given(points, st.text(max_size=10))
 def test_any_numbers_make_a_figure_inside_its_frame(given_points: Any, key: str) -> None:
     rows = [{"step": s, key: v} for s, v in given_points]
