@@ -290,7 +290,7 @@ def show(recipe: Recipe, todo: list[str], finished: Iterable[str] = ()) -> list[
     on_gpu = recipe.hardware != "cpu" and torch.cuda.is_available()
     first = plan(recipe, todo, finished)
     hidden = max((row.size.hidden for row in first if row.size), default=0)
-    # most CPUs have no bf16 units: timing a product there takes minutes and says nothing that float32 does not
+    # most CPUs have no bf16 units: a product there takes minutes and says nothing that float32 does not
     timed = ("cuda", recipe.dtype) if on_gpu else ("cpu", "float32")
     flops = matmul_flops(*timed, 4096, hidden) if hidden else None
     rows = plan(recipe, todo, finished, flops)
