@@ -34,11 +34,14 @@ from vllm import LLM, SamplingParams
 
 def main():
     job = json.load(open(sys.argv[1]))
-    llm = LLM(job["folder"], dtype="float32", max_model_len=256, max_num_seqs=64, enforce_eager=job["eager"],
-              skip_tokenizer_init=True, disable_log_stats=True)
-    params = SamplingParams(temperature=0.0, max_tokens=job["new"], ignore_eos=True, logprobs=0,
-    detokenize=False) prompts = [{"prompt_token_ids": p} for p in job["prompts"]] seconds = [] for i in
-    range(job["repeats"] + 1):
+    options = dict(dtype="float32", max_model_len=256, max_num_seqs=64, enforce_eager=job["eager"])
+    llm = LLM(job["folder"], skip_tokenizer_init=True, disable_log_stats=True, **options)
+    params = SamplingParams(
+        temperature=0.0, max_tokens=job["new"], ignore_eos=True, logprobs=0, detokenize=False
+    )
+    prompts = [{"prompt_token_ids": p} for p in job["prompts"]]
+    seconds = []
+    for i in range(job["repeats"] + 1):
         start = time.perf_counter()
         out = llm.generate(prompts, params, use_tqdm=False)
         seconds.append(time.perf_counter() - start)
