@@ -175,6 +175,9 @@ class ModelConfig(BaseModel):
         if kind not in ("default", "yarn"):
             raise UserError(f"{where}: rope scaling {kind!r} is unknown here; allowed: none, 'yarn'")
         known = YarnConfig.model_fields
+        unknown = {k for k, v in rope.items() if v is not None} - set(known) - {"rope_type", "rope_theta"}
+        if kind == "yarn" and unknown:
+            raise UserError(f"{where}: rope_scaling field {sorted(unknown)[0]!r} is not part of this model")
         fields["rope_scaling"] = (
             {k: rope[k] for k in known if k in rope} | {"type": "yarn"} if kind == "yarn" else None
         )

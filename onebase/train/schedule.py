@@ -6,7 +6,7 @@ def wsd(step: int, total: int, warmup: int, decay: float, final: float) -> float
     `final` over the last `decay` share of the steps."""
     if step < warmup:
         return (step + 1) / warmup
-    start = total * (1 - decay)
+    start = min(total * (1 - decay), total - 1)  # a decay of less than one step is one step
     if decay == 0 or step < start:
         return 1.0
     done = min(1.0, (step + 1 - start) / max(1.0, total - start))
