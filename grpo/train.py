@@ -23,7 +23,9 @@ from onebase.errors import UserError
 from onebase.evaluate import greedy_accuracy
 from onebase.grpo.advantage import advantages
 from onebase.grpo.batch import MicroBatch, Sample, logp_of, micro_batches
+from onebase.grpo.correction import correction_weight
 from onebase.grpo.loss import policy_loss, token_weights
+from onebase.grpo.mismatch import Mismatch
 from onebase.model import checkpoint
 from onebase.pretrain.train import check_finite
 from onebase.recipe import Grpo
@@ -57,7 +59,13 @@ def main(run: StageRun) -> dict[str, float]:
     )
     held = problem_rows(stage.evaluate, run.seed, stage.eval_problems, run.folders) if stage.evaluate else []
     held = [r for r in held if len(prompt_ids(tokenizer, r, stage.sampling)) <= stage.max_prompt]
-    engine = TorchEngine(model, tokenizer.pad_id, stage.slots, stage.max_prompt + stage.sampling.max_tokens)
+    length = stage.max_prompt + stage.sampling.max_tokens
+    engine = TorchEngine(model, tokenizer.pad_id, stage.slots, length, record_routes=True)
+    if stage.correction.replay_routes and engine.routes is None:
+        raise UserError(
+            f"stage {run.name}: correction.replay_routes: {run.init} has no routed experts that the engine "
+            "could record; leave it out"
+        )
     summary: dict[str, float] = dict(extra)
     if held and done == 0:
         before = _evaluate(engine, tokenizer, held, stage)
@@ -69,7 +77,7 @@ def main(run: StageRun) -> dict[str, float]:
         rows = problems.of_step(step)
         groups = (stage.group_size, stage.sampling, stage.rewards, run.seed, step)
         rollouts, metrics = sample_groups(engine, tokenizer, rows, *groups)
-        samples, fate, signal = select(rollouts, stage)
+        samples, fate, signal = select(rollouts, stage, step)
         journal.write(run.folder / "rollouts", step + 1, rollouts, fate)
         start = time.perf_counter()
         factor = wsd(step, stage.steps, stage.optim.warmup, stage.optim.decay, stage.optim.final)
@@ -118,7 +126,7 @@ class PromptsThatFit:
 
 
 def select(
-    rollouts: Sequence[ScoredRollout], stage: Grpo
+    rollouts: Sequence[ScoredRollout], stage: Grpo, version: int
 ) -> tuple[list[Sample], list[str], dict[str, float]]:
     """Training samples with advantages; each rollout's fate; and what the rewards look like."""
     G = stage.group_size
@@ -142,6 +150,8 @@ def select(
                     r.rollout.logp_rollout,
                     float(advantage_PG.view(-1)[i]),
                     p,
+                    version - r.rollout.weight_version,
+                    r.rollout.routes,
                 )
             )
     valid = reward_PG[valid_PG]
@@ -196,25 +206,51 @@ class Update:
         if not prompts:
             return {}
         pieces = min(self.stage.updates, len(prompts))
+        shares = [set(prompts[k::pieces]) for k in range(pieces)]
+        parts = [
+            micro_batches(
+                [s for s in samples if s.prompt in mine], self.stage.micro_tokens, self.pad_id, self.device
+            )
+            for mine in shares
+        ]
+        old = [self._old(piece) if pieces > 1 else None for piece in parts]
+        mismatch = Mismatch()
         sums: dict[str, float] = {}
-        for k in range(pieces):
-            mine = set(prompts[k::pieces])
-            step = self._one([s for s in samples if s.prompt in mine], factor)
+        for k, piece in enumerate(parts):
+            step = self._one(piece, old[k], factor, mismatch)
             for name, value in step.items():
                 worst = name.endswith("_max")
                 sums[name] = (
                     max(sums.get(name, 0.0), value) if worst else sums.get(name, 0.0) + value / pieces
                 )
-        return sums
+        return sums | mismatch.metrics()
 
-    def _one(self, samples: list[Sample], factor: float) -> dict[str, float]:
-        parts = micro_batches(samples, self.stage.micro_tokens, self.pad_id, self.device)
-        weights = self._weights(parts, len(samples))
+    @torch.no_grad()
+    def _old(self, parts: list[MicroBatch]) -> list[torch.Tensor]:
+        """The trainer's log-probabilities before the first of several updates."""
+        temperature, replay = self.stage.sampling.temperature, self.stage.correction.replay_routes
+        return [logp_of(self.model, part, temperature, replay)[0] for part in parts]
+
+    def _one(
+        self, parts: list[MicroBatch], old: list[torch.Tensor] | None, factor: float, mismatch: Mismatch
+    ) -> dict[str, float]:
+        weights = self._weights(parts)
         sums: dict[str, float] = {}
         load: list[torch.Tensor] = []
-        temperature = self.stage.sampling.temperature
-        for part, weight_NT in zip(parts, weights, strict=True):
-            logp_NT, entropy_NT, load_E = logp_of(self.model, part, temperature)
+        temperature, correction = self.stage.sampling.temperature, self.stage.correction
+        corrects = correction.method != "none" or correction.stale_negatives is not None
+        for n, (part, weight_NT) in enumerate(zip(parts, weights, strict=True)):
+            logp_NT, entropy_NT, routing = logp_of(self.model, part, temperature, correction.replay_routes)
+            logp_old_NT = logp_NT.detach() if old is None else old[n]
+            mismatch.add(logp_old_NT, part.logp_rollout_NT, part.mask_NT, part.staleness_N)
+            if part.route_NTLK is not None and old is None:
+                mismatch.add_routes(part.route_NTLK, [r.own_NK for r in routing])
+            factor_NT = None
+            if corrects:
+                factor_NT = correction_weight(
+                    logp_old_NT, part.logp_rollout_NT, logp_NT.detach(), part.advantage_N, part.mask_NT,
+                    correction,
+                )  # fmt: skip
             logp_ref_NT = None
             if self.reference is not None:
                 with torch.no_grad():
@@ -227,23 +263,25 @@ class Update:
                 weight_NT,
                 self.stage.loss,
                 logp_ref_NT,
+                logp_old_NT if correction.method != "none" else None,
+                factor_NT,
             )
             value.backward()
             metrics |= {"loss": float(value.detach()), "entropy": float((entropy_NT * weight_NT).sum())}
             for name, x in metrics.items():
                 sums[name] = max(sums.get(name, 0.0), x) if name.endswith("_max") else sums.get(name, 0.0) + x
-            if load_E:
-                load.append(torch.stack(load_E))
+            if routing:
+                load.append(torch.stack([r.load_E for r in routing]))
         sums["grad_norm"] = self.optimizer.step(factor)
         if load:
             total = torch.stack(load).sum(0).float()
             sums["router_load_max"] = float((total.max(1).values / total.mean(1).clamp(min=1)).mean())
         return sums
 
-    def _weights(self, parts: list[MicroBatch], count: int) -> list[torch.Tensor]:
+    def _weights(self, parts: list[MicroBatch]) -> list[torch.Tensor]:
         """Token weights over all micro-batches together."""
         T = max(p.mask_NT.shape[1] for p in parts)
-        mask = torch.zeros(count, T, dtype=torch.bool, device=self.device)
+        mask = torch.zeros(sum(len(p.mask_NT) for p in parts), T, dtype=torch.bool, device=self.device)
         prompt = torch.cat([p.prompt_N for p in parts])
         n = 0
         for p in parts:

@@ -135,6 +135,28 @@ class Loss(Section):
     kl_estimator: Literal["k1", "k2", "k3"] = "k2"
 
 
+class Correction(Section):
+    """Correction for an engine that is not the trainer (formulas in grpo/correction.py)."""
+
+    method: Literal["none", "truncate", "mask"] = "none"
+    """none: the loss's ratio is taken against the engine's own log-probabilities; truncate: the weight is at
+    most `high` (TIS); mask: outside [low, high] it is 0 (IcePop at token level)."""
+    level: Literal["token", "sequence", "geometric"] = "token"
+    """Ratio of a token, of the sequence (product), or the product's T-th root."""
+    low: float = Field(0.5, ge=0)
+    high: float = Field(2.0, gt=0)
+    stale_negatives: float | None = None
+    """Leave out sequences with a negative advantage whose mean log-ratio engine/trainer is above this."""
+    replay_routes: bool = False
+    """Train with the experts that the engine chose (R3, arXiv 2510.11370)."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Correction:
+        if self.low > self.high:
+            raise ValueError(f"low={self.low} is above high={self.high}")
+        return self
+
+
 class StageBase(Section):
     init: str | None = None
     """Checkpoint to start from: a stage, a folder or a hub id; null for a new model."""
@@ -207,6 +229,7 @@ class Grpo(StageBase):
     sampling: Sampling = Sampling()
     rewards: list[Term] = Field(min_length=1)
     loss: Loss = Loss()
+    correction: Correction = Correction()
     optim: Optim = Optim(lr=1e-6, weight_decay=0.0)
     evaluate: list[Source] = []
     """Problems of the held-out greedy accuracy."""

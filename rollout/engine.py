@@ -7,8 +7,8 @@ are never re-tokenised; each has the log-probability under the distribution it w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 
@@ -41,7 +41,9 @@ class Rollout:
     finish_reason: Literal["stop", "length"]
     weight_version: int
     seed: int
-    extra: dict[str, Any] = field(default_factory=dict)
+    routes: torch.Tensor | None = None
+    """[positions, L, K] int16: the experts of the trunk's MoE layers at every position that was an input (all
+    but the last token), where the engine records them."""
 
 
 class Engine(Protocol):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from onebase.errors import UserError
 from onebase.model.transformer import Transformer
-from onebase.rollout.decoders import HFDecoder, NativeDecoder
+from onebase.rollout.decoders import HFDecoder, NativeDecoder, RouteLog
 from onebase.rollout.engine import Request, Rollout
 from onebase.rollout.packed_decoder import PackedDecoder, fits
 from onebase.rollout.sampling import Kinds, draw, uniform
@@ -65,15 +65,20 @@ class _Slots:
 
 
 class TorchEngine:
-    def __init__(self, model: Any, tokenizer_pad_id: int, slots: int, max_length: int) -> None:
+    def __init__(
+        self, model: Any, tokenizer_pad_id: int, slots: int, max_length: int, record_routes: bool = False
+    ) -> None:
         self.model, self.pad_id = model, tokenizer_pad_id
         self.slots, self.max_length = slots, max_length
         weight = model.head_weight
         self.device = weight.device
         self.decoder: PackedDecoder | NativeDecoder | HFDecoder
+        self.routes: RouteLog | None = None
         if isinstance(model, Transformer):
+            if record_routes and model.trunk_moe_layers():
+                self.routes = RouteLog(model, slots, max_length)
             small = self.device.type == "cpu" and weight.dtype == torch.float32 and fits(model.config)
-            self.decoder = (PackedDecoder if small else NativeDecoder)(model, slots, max_length)
+            self.decoder = (PackedDecoder if small else NativeDecoder)(model, slots, max_length, self.routes)
         else:
             self.decoder = HFDecoder(model, slots, max_length)
         self.vocab_size = weight.shape[0]
@@ -328,6 +333,7 @@ class TorchEngine:
                 finish_reason="stop" if stopped else "length",
                 weight_version=self.version,
                 seed=r.seed,
+                routes=None if self.routes is None else self._routes(row, len(r.prompt_ids) + n - 1),
             )
             results[owner[row]] = rollout
             if on_done is not None:
@@ -340,6 +346,10 @@ class TorchEngine:
                 owner[row] = owner[last]
             owner.pop()
             s.done[last] = True
+
+    def _routes(self, row: int, positions: int) -> Tensor:
+        assert self.routes is not None
+        return self.routes.slots[row, :positions].to("cpu", copy=True)
 
 
 def _buckets(most: int) -> list[int]:
