@@ -6,11 +6,13 @@ are never re-tokenised; each has the log-probability under the distribution it w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
+
+from onebase.errors import UserError
 
 
 @dataclass(slots=True)
@@ -49,10 +51,42 @@ class Rollout:
 class Engine(Protocol):
     """A generator of rollouts; results come in the order of the requests."""
 
+    version: int
+    """Of the weights it holds."""
+
     def generate(
         self, requests: list[Request], on_done: Callable[[int, Rollout], None] | None = None
     ) -> list[Rollout]: ...
 
     def load_weights(self, version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> None: ...
 
+    def logprobs(self, ids: Sequence[list[int]]) -> list[list[float]]:
+        """Of every token but the first, at temperature 1, past every cache: what a weight sync is proven
+        by."""
+
+    def reset_cache(self) -> None: ...
+
     def fingerprint(self) -> dict[str, float]: ...
+
+
+def check_requests(requests: Sequence[Request], max_length: int, vocab_size: int) -> None:
+    """UserError naming the first request that no engine could serve, before any of the batch is started."""
+    for i, r in enumerate(requests):
+        if not r.prompt_ids:
+            raise UserError(f"request {i}: the prompt is empty")
+        if len(r.prompt_ids) + r.max_tokens > max_length:
+            raise UserError(
+                f"request {i}: {len(r.prompt_ids)} prompt tokens and max_tokens={r.max_tokens} exceed the "
+                f"engine's length of {max_length}"
+            )
+        for name, given, fine in (
+            ("max_tokens", r.max_tokens, r.max_tokens >= 1),
+            ("temperature", r.temperature, 0 <= r.temperature < float("inf")),
+            ("top_p", r.top_p, 0 < r.top_p <= 1),
+            ("top_k", r.top_k, r.top_k >= 0),
+        ):
+            if not fine:
+                raise UserError(f"request {i}: {name}={given} is out of range")
+        bad = [t for t in r.prompt_ids if not 0 <= t < vocab_size]
+        if bad:
+            raise UserError(f"request {i}: token id {bad[0]} is outside the vocabulary of {vocab_size}")

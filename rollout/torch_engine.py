@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from onebase.errors import UserError
+from onebase.kernels.linear_logprob import linear_logprob
 from onebase.model.transformer import Transformer
 from onebase.rollout.decoders import HFDecoder, NativeDecoder, RouteLog
-from onebase.rollout.engine import Request, Rollout
+from onebase.rollout.engine import Request, Rollout, check_requests
 from onebase.rollout.packed_decoder import PackedDecoder, fits
 from onebase.rollout.sampling import Kinds, draw, uniform
 
@@ -98,8 +99,7 @@ class TorchEngine:
         self, requests: list[Request], on_done: Callable[[int, Rollout], None] | None = None
     ) -> list[Rollout]:
         """Results in the order of the requests; `on_done(index, rollout)` as each ends."""
-        for i, r in enumerate(requests):
-            self._check(i, r)
+        check_requests(requests, self.max_length, self.vocab_size)
         was_training = self.model.training
         self.model.eval()
         self.decoder.begin()
@@ -125,31 +125,29 @@ class TorchEngine:
     def fingerprint(self) -> dict[str, float]:
         """Version, and for every weight a sum with position-dependent signs and sizes: it differs where a
         weight differs, also where entries, rows or whole experts have only changed places."""
-        sums = {n: _checksum(t) for n, t in self.model.state_dict().items()}
+        sums = {n: checksum(t) for n, t in self.model.state_dict().items()}
         return {"version": float(self.version), **sums}
+
+    @torch.inference_mode()
+    def logprobs(self, ids: Sequence[list[int]]) -> list[list[float]]:
+        """Log-probability of every token but the first, at temperature 1, by the model's own forward."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            return [self._logprobs(row) for row in ids]
+        finally:
+            self.model.train(was_training)
+
+    def _logprobs(self, row: list[int]) -> list[float]:
+        ids = torch.tensor([row], device=self.device)
+        hidden = self.model(ids).hidden_BTD[0, :-1]
+        return linear_logprob(hidden, self.model.head_weight, ids[0, 1:])[0].tolist()
+
+    def reset_cache(self) -> None:
+        """Nothing is cached between calls of `generate`."""
 
     # -- generation
     # ---------------------------------------------------------------------------------------------
-
-    def _check(self, i: int, r: Request) -> None:
-        if not r.prompt_ids:
-            raise UserError(f"request {i}: the prompt is empty")
-        if len(r.prompt_ids) + r.max_tokens > self.max_length:
-            raise UserError(
-                f"request {i}: {len(r.prompt_ids)} prompt tokens and max_tokens={r.max_tokens} exceed the "
-                f"engine's length of {self.max_length}"
-            )
-        for field, given, fine in (
-            ("max_tokens", r.max_tokens, r.max_tokens >= 1),
-            ("temperature", r.temperature, 0 <= r.temperature < float("inf")),
-            ("top_p", r.top_p, 0 < r.top_p <= 1),
-            ("top_k", r.top_k, r.top_k >= 0),
-        ):
-            if not fine:
-                raise UserError(f"request {i}: {field}={given} is out of range")
-        bad = [t for t in r.prompt_ids if not 0 <= t < self.vocab_size]
-        if bad:
-            raise UserError(f"request {i}: token id {bad[0]} is outside the vocabulary of {self.vocab_size}")
 
     def _generate(
         self, requests: list[Request], on_done: Callable[[int, Rollout], None] | None
@@ -362,6 +360,7 @@ def _buckets(most: int) -> list[int]:
     return [*sizes, most]
 
 
-def _checksum(t: Tensor) -> float:
+def checksum(t: Tensor) -> float:
+    """A sum with position-dependent signs and sizes."""
     flat = t.detach().flatten().double()
     return float((flat * torch.sin(torch.arange(1, len(flat) + 1, device=flat.device) * 2.399963)).sum())
