@@ -41,32 +41,72 @@ class Rollout:
     """Log-probability of each completion token under the engine's model at temperature T (`logp_rollout_T`),
     before top-k and top-p cut the distribution.  T = 1 where the request was greedy."""
     finish_reason: Literal["stop", "length"]
-    weight_version: int
+    versions: list[tuple[int, int]]
+    """(first completion token, weight version) of each stretch that was drawn from one version: one entry,
+    and more where weights changed while the completion was under way."""
     seed: int
     routes: torch.Tensor | None = None
     """[positions, L, K] int16: the experts of the trunk's MoE layers at every position that was an input (all
     but the last token), where the engine records them."""
 
+    @property
+    def weight_version(self) -> int:
+        """Of the first token: the oldest."""
+        return self.versions[0][1]
+
 
 class Engine(Protocol):
-    """A generator of rollouts; results come in the order of the requests."""
+    """A generator of rollouts.  Requests may be added and weights may be loaded between steps."""
 
     version: int
     """Of the weights it holds."""
 
     def generate(
         self, requests: list[Request], on_done: Callable[[int, Rollout], None] | None = None
-    ) -> list[Rollout]: ...
+    ) -> list[Rollout]:
+        """A whole batch, in the order of the requests."""
 
-    def load_weights(self, version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> None: ...
+    def add(self, requests: Sequence[tuple[int, Request]]) -> None:
+        """Queue requests under numbers of the caller's."""
 
-    def logprobs(self, ids: Sequence[list[int]]) -> list[list[float]]:
-        """Of every token but the first, at temperature 1, past every cache: what a weight sync is proven
-        by."""
+    @property
+    def busy(self) -> bool: ...
+
+    def step(self) -> list[tuple[int, Rollout]]:
+        """Go on for a moment; what has ended."""
+
+    def clear(self) -> None:
+        """Forget every request."""
+
+    def load_weights(self, version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Named as in a checkpoint's files, some or all."""
+
+    def logprobs(self, ids: Sequence[list[int]]) -> list[list[list[float]]]:
+        """[replica][row][token but the first], at temperature 1, past every cache: what a weight sync is
+        proven by."""
 
     def reset_cache(self) -> None: ...
 
     def fingerprint(self) -> dict[str, float]: ...
+
+
+def generate(
+    engine: Engine, requests: list[Request], on_done: Callable[[int, Rollout], None] | None = None
+) -> list[Rollout]:
+    """A whole batch on an idle engine.  Whatever breaks it off, no request of it is left behind."""
+    assert not engine.busy, "the engine is busy with requests that were added"
+    results: dict[int, Rollout] = {}
+    try:
+        engine.add(list(enumerate(requests)))
+        while engine.busy:
+            for i, rollout in engine.step():
+                results[i] = rollout
+                if on_done is not None:
+                    on_done(i, rollout)
+    except BaseException:
+        engine.clear()
+        raise
+    return [results[i] for i in range(len(requests))]
 
 
 def check_requests(requests: Sequence[Request], max_length: int, vocab_size: int) -> None:

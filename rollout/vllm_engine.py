@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from onebase.errors import UserError
-from onebase.rollout.engine import Request, Rollout, check_requests
+from onebase.rollout.engine import Request, Rollout, check_requests, generate
 
 OLDEST, NEWEST = (0, 24), (0, 32)  # versions that this module was written against
 
@@ -67,29 +67,46 @@ class VLLMEngine:
         )
         self.vocab_size = int(self.llm.model_config.get_vocab_size())
         self.version = 0
+        self.requests: dict[int, Request] = {}
+        self.versions: dict[int, list[tuple[int, int]]] = {}  # as in Rollout
+        self.tokens: dict[int, int] = {}  # drawn so far
 
     def generate(
         self, requests: list[Request], on_done: Callable[[int, Rollout], None] | None = None
     ) -> list[Rollout]:
         """Results in the order of the requests; `on_done(index, rollout)` as each ends."""
-        check_requests(requests, self.max_length, self.vocab_size)
-        self._check_sampling(requests)
-        results: dict[int, Rollout] = {}
-        engine = self.llm.llm_engine
-        try:
-            for i, r in enumerate(requests):
-                engine.add_request(str(i), {"prompt_token_ids": r.prompt_ids}, _params(r))
-            while engine.has_unfinished_requests():
-                for out in engine.step():
-                    if out.finished:
-                        i = int(out.request_id)
-                        results[i] = self._rollout(requests[i], out.outputs[0])
-                        if on_done is not None:
-                            on_done(i, results[i])
-        except BaseException:  # whatever broke it: nothing of this batch may run on into the next
-            engine.abort_request([str(i) for i in range(len(requests)) if i not in results])
-            raise
-        return [results[i] for i in range(len(requests))]
+        return generate(self, requests, on_done)
+
+    def add(self, requests: Sequence[tuple[int, Request]]) -> None:
+        check_requests([r for _, r in requests], self.max_length, self.vocab_size)
+        self._check_sampling([r for _, r in requests])
+        for i, r in requests:
+            assert i not in self.requests, f"{i=} is running"
+            self.llm.llm_engine.add_request(str(i), {"prompt_token_ids": r.prompt_ids}, _params(r))
+            self.requests[i] = r
+            self.versions[i] = [(0, self.version)]
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.requests)
+
+    def step(self) -> list[tuple[int, Rollout]]:
+        ended = []
+        for out in self.llm.llm_engine.step():
+            i = int(out.request_id)
+            if i in self.requests:
+                self.tokens[i] = len(out.outputs[0].token_ids)
+                if out.finished:
+                    ended.append((i, self._rollout(i, out.outputs[0])))
+        return ended
+
+    def clear(self) -> None:
+        self.llm.llm_engine.abort_request([str(i) for i in self.requests])
+        while self.llm.llm_engine.has_unfinished_requests():
+            self.llm.llm_engine.step()
+        self.requests.clear()
+        self.versions.clear()
+        self.tokens.clear()
 
     def load_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Put tensors in place, named and shaped as in the checkpoint's files; some or all of them.  Cached
@@ -105,25 +122,30 @@ class VLLMEngine:
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": own()})
         if self.on_cpu and experts:
             self.llm.collective_rpc(_pack_experts, args=(experts,))
-        self.reset_cache()
         self.version = version
+        for i, versions in self.versions.items():
+            versions.append((self.tokens.get(i, 0), version))
+        self.reset_cache()
 
     def reset_cache(self) -> None:
-        if not self.llm.reset_prefix_cache():
+        """Drop cached prompts.  Requests that run keep their own entries, made by older weights."""
+        if not self.llm.reset_prefix_cache() and not self.busy:
             raise RuntimeError("vLLM refused to drop its prefix cache: requests are still running")
 
-    def logprobs(self, ids: Sequence[list[int]]) -> list[list[float]]:
-        """Log-probability of every token but the first, at temperature 1, computed anew."""
+    def logprobs(self, ids: Sequence[list[int]]) -> list[list[list[float]]]:
+        """Log-probability of every token but the first, at temperature 1, computed anew; of the only
+        replica."""
         from vllm import SamplingParams
 
+        assert not self.busy, "requests are running"
         self.reset_cache()
         params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
         out = self.llm.generate([{"prompt_token_ids": row} for row in ids], params, use_tqdm=False)
         self.reset_cache()
-        return [
+        return [[
             [entry[token].logprob for entry, token in zip(o.prompt_logprobs[1:], row[1:], strict=True)]
             for o, row in zip(out, ids, strict=True)
-        ]
+        ]]  # fmt: skip
 
     def fingerprint(self) -> dict[str, float]:
         """The version, and a checksum of every tensor as vLLM holds it (fused and packed)."""
@@ -144,7 +166,9 @@ class VLLMEngine:
                     "log-probabilities before the cut at that temperature; use temperature 1 or no cut"
                 )
 
-    def _rollout(self, r: Request, out: Any) -> Rollout:
+    def _rollout(self, i: int, out: Any) -> Rollout:
+        r = self.requests.pop(i)
+        self.tokens.pop(i)
         ids = [int(t) for t in out.token_ids]
         assert len(ids) == len(out.logprobs), f"{len(ids)=} {len(out.logprobs)=}"
         routed = getattr(out, "routed_experts", None)
@@ -153,7 +177,7 @@ class VLLMEngine:
             completion_ids=ids,
             logp_rollout=[float(entry[t].logprob) for entry, t in zip(out.logprobs, ids, strict=True)],
             finish_reason="stop" if ids and ids[-1] in r.stop_ids else "length",
-            weight_version=self.version,
+            versions=[(at, v) for at, v in self.versions.pop(i) if at < len(ids)],
             seed=r.seed,
             routes=None if routed is None else torch.as_tensor(routed).short(),
         )

@@ -15,7 +15,6 @@ times the gap that engine and trainer had when both held the checkpoint that the
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,10 +22,10 @@ import torch
 from torch import Tensor
 
 from onebase.errors import UserError
-from onebase.model import checkpoint
 from onebase.model.hf import HFCausalLM
 from onebase.model.transformer import Transformer
 from onebase.rollout.engine import Engine
+from onebase.rollout.named_weights import logprobs_of, named_weights
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Nats per token.  Two correct engines differ by 1e-6 in float32 and by up to 2e-2 in bf16 (measured here;
@@ -37,21 +36,6 @@ FLOOR = 1e-5  # gaps below are rounding, whatever the first one was
 
 class SyncError(UserError):
     """The engine does not hold the trainer's weights."""
-
-
-def named_weights(model: Transformer | HFCausalLM) -> Iterable[tuple[str, Tensor]]:
-    """Every weight under its name in the checkpoint's files; the prediction block is left out, since engines
-    do not sample from it."""
-    if isinstance(model, HFCausalLM):
-        tied = getattr(model.model.config, "tie_word_embeddings", False)
-        for name, tensor in model.model.state_dict().items():
-            if not (tied and name == "lm_head.weight"):
-                yield name, tensor
-        return
-    block = f"model.layers.{model.config.num_hidden_layers}."
-    for name, tensor in checkpoint.to_format(model):
-        if not name.startswith(block):
-            yield name, tensor
 
 
 def probe_batch(model: Transformer | HFCausalLM, seed: int = 0) -> list[list[int]]:
@@ -98,18 +82,12 @@ class WeightSync:
         proven = time.perf_counter()
         return {"sync_gap": gap, "seconds_sync": sent - start, "seconds_proof": proven - sent}
 
-    @torch.no_grad()
     def gap(self) -> float:
-        """Mean |log-probability difference| over the probe."""
-        theirs = torch.tensor(self.engine.logprobs(self.probe))
-        ids = torch.tensor(self.probe, device=self.model.head_weight.device)
-        was_training = self.model.training
-        self.model.eval()
-        hidden = self.model(ids).hidden_BTD[:, :-1]
-        self.model.train(was_training)
-        logits = (hidden @ self.model.head_weight.T).float()
-        ours = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
-        return float((ours.cpu() - theirs).abs().mean())
+        """Mean |log-probability difference| over the probe, of the replica that is furthest off."""
+        ours = logprobs_of(self.model, self.probe)
+        return max(
+            float((ours - torch.tensor(theirs)).abs().mean()) for theirs in self.engine.logprobs(self.probe)
+        )
 
     def _absolute(self) -> float:
         return TOLERANCE[self.model.head_weight.dtype]

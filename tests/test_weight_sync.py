@@ -12,49 +12,34 @@ from torch import Tensor
 
 from onebase.model import checkpoint
 from onebase.rollout.engine import Request
+from onebase.rollout.named_weights import named_weights
 from onebase.rollout.torch_engine import TorchEngine
-from onebase.rollout.weight_sync import SyncError, WeightSync, named_weights, probe_batch
+from onebase.rollout.weight_sync import SyncError, WeightSync, probe_batch
 
 
-class CopyEngine:
-    """The in-process engine over its own copy of the model, taking checkpoint names as vLLM does; `fault`
-    changes what arrives."""
+class CopyEngine(TorchEngine):
+    """The in-process engine over its own copy of the model; `fault` changes what arrives."""
 
     def __init__(self, model: Any) -> None:
-        self.inner = TorchEngine(copy.deepcopy(model), 2, slots=8, max_length=64)
+        super().__init__(copy.deepcopy(model), 2, slots=8, max_length=64)
         self.fault: Callable[[dict[str, Tensor]], None] | None = None
-        self.stale: list[list[float]] | None = None
+        self.stale: list[list[list[float]]] | None = None
         self.cached = False
-
-    @property
-    def version(self) -> int:
-        return self.inner.version
 
     def load_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
         given = {n: t.detach().clone() for n, t in tensors}
         if self.fault is not None:
             self.fault(given)
             self.fault = None
-        for name, own in checkpoint.to_format(self.inner.model):
-            if name in given:
-                with torch.no_grad():
-                    own.copy_(given[name])
-        self.inner.version = version
+        super().load_weights(version, given.items())
 
-    def logprobs(self, ids: Any) -> list[list[float]]:
-        if self.cached and self.stale is not None:
-            return self.stale
-        self.stale = self.inner.logprobs(ids)
+    def logprobs(self, ids: Any) -> list[list[list[float]]]:
+        if not self.cached or self.stale is None:
+            self.stale = super().logprobs(ids)
         return self.stale
 
     def reset_cache(self) -> None:
         self.stale = None
-
-    def generate(self, requests: list[Request], on_done: Any = None) -> Any:
-        return self.inner.generate(requests, on_done)
-
-    def fingerprint(self) -> dict[str, float]:
-        return self.inner.fingerprint()
 
 
 @pytest.fixture
