@@ -31,6 +31,7 @@ from torch import Tensor
 from onebase.errors import UserError
 from onebase.rollout.engine import Request, Rollout, check_requests, generate
 
+PROBE = "probe-"
 OLDEST, NEWEST = (0, 24), (0, 32)  # versions that this module was written against
 
 
@@ -70,6 +71,8 @@ class VLLMEngine:
         self.requests: dict[int, Request] = {}
         self.versions: dict[int, list[tuple[int, int]]] = {}  # as in Rollout
         self.tokens: dict[int, int] = {}  # drawn so far
+        self.ended: list[tuple[int, Rollout]] = []  # while a probe ran
+        self.probed: dict[str, Any] = {}
 
     def generate(
         self, requests: list[Request], on_done: Callable[[int, Rollout], None] | None = None
@@ -82,19 +85,26 @@ class VLLMEngine:
         self._check_sampling([r for _, r in requests])
         for i, r in requests:
             assert i not in self.requests, f"{i=} is running"
-            self.llm.llm_engine.add_request(str(i), {"prompt_token_ids": r.prompt_ids}, _params(r))
+            # the salt keeps prompts that older weights have cached from being taken up under newer ones
+            prompt = {"prompt_token_ids": r.prompt_ids, "cache_salt": f"v{self.version}"}
+            self.llm.llm_engine.add_request(str(i), prompt, _params(r))
             self.requests[i] = r
             self.versions[i] = [(0, self.version)]
 
     @property
     def busy(self) -> bool:
-        return bool(self.requests)
+        return bool(self.requests or self.ended)
 
     def step(self) -> list[tuple[int, Rollout]]:
+        ended, self.ended = self.ended, []
+        return ended + self._advance()
+
+    def _advance(self) -> list[tuple[int, Rollout]]:
         ended = []
         for out in self.llm.llm_engine.step():
-            i = int(out.request_id)
-            if i in self.requests:
+            if out.request_id.startswith(PROBE):
+                self.probed[out.request_id] = out.prompt_logprobs
+            elif (i := int(out.request_id)) in self.requests:
                 self.tokens[i] = len(out.outputs[0].token_ids)
                 if out.finished:
                     ended.append((i, self._rollout(i, out.outputs[0])))
@@ -107,6 +117,7 @@ class VLLMEngine:
         self.requests.clear()
         self.versions.clear()
         self.tokens.clear()
+        self.ended.clear()
 
     def load_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Put tensors in place, named and shaped as in the checkpoint's files; some or all of them.  Cached
@@ -133,19 +144,25 @@ class VLLMEngine:
             raise RuntimeError("vLLM refused to drop its prefix cache: requests are still running")
 
     def logprobs(self, ids: Sequence[list[int]]) -> list[list[list[float]]]:
-        """Log-probability of every token but the first, at temperature 1, computed anew; of the only
-        replica."""
+        """Log-probability of every token but the first, at temperature 1; of the only replica.  vLLM computes
+        prompts whose log-probabilities are asked for anew, without its cache; other requests run on
+        beside."""
         from vllm import SamplingParams
 
-        assert not self.busy, "requests are running"
         self.reset_cache()
         params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
-        out = self.llm.generate([{"prompt_token_ids": row} for row in ids], params, use_tqdm=False)
-        self.reset_cache()
-        return [[
-            [entry[token].logprob for entry, token in zip(o.prompt_logprobs[1:], row[1:], strict=True)]
-            for o, row in zip(out, ids, strict=True)
-        ]]  # fmt: skip
+        names = [f"{PROBE}{n}" for n in range(len(ids))]
+        for name, row in zip(names, ids, strict=True):
+            self.llm.llm_engine.add_request(name, {"prompt_token_ids": row}, params)
+        while not all(name in self.probed for name in names):
+            self.ended += self._advance()
+        entries = [self.probed.pop(name)[1:] for name in names]
+        return [
+            [
+                [entry[token].logprob for entry, token in zip(got, row[1:], strict=True)]
+                for got, row in zip(entries, ids, strict=True)
+            ]
+        ]
 
     def fingerprint(self) -> dict[str, float]:
         """The version, and a checksum of every tensor as vLLM holds it (fused and packed)."""

@@ -3,6 +3,7 @@ with planted faults, bad requests.  Skipped where vLLM is not installed; `make t
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Iterator
 from typing import Any
@@ -145,6 +146,32 @@ def test_a_callers_error_leaves_no_request_behind(engine: VLLMEngine) -> None:
     with pytest.raises(KeyboardInterrupt):
         engine.generate(requests(20), fail)
     assert [len(r.completion_ids) for r in engine.generate(requests(3))] == [4, 5, 6]
+
+
+def test_weights_and_probes_between_steps(model: Any, engine: VLLMEngine) -> None:
+    """Requests run on through a sync and its proof, say which tokens came from which version, and a prompt
+    that the old weights have cached is computed anew."""
+    sync = WeightSync(model, engine)
+    sync.push(20)
+    old = copy.deepcopy(model)
+    prompt = list(range(5, 53))  # three blocks of the prefix cache
+    engine.add([(i, Request(prompt, seed=i, max_tokens=30)) for i in range(3)])
+    done = dict(engine.step() + engine.step() + engine.step())
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1 + 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(7)))
+    assert sync.push(21)["sync_gap"] < 1e-5
+    engine.add([(9, Request(prompt, seed=9, max_tokens=6))])
+    while engine.busy:
+        done |= dict(engine.step())
+    assert sorted(done) == [0, 1, 2, 9] and done[9].versions == [(0, 21)]
+    fresh = forward_logp(model, prompt, done[9].completion_ids, 1.0)
+    torch.testing.assert_close(torch.tensor(done[9].logp_rollout), fresh, rtol=1e-4, atol=1e-4)
+    for i in range(3):
+        (start, first), (at, second) = done[i].versions
+        assert (start, first, second) == (0, 20, 21) and 0 < at < 30
+        before = forward_logp(old, prompt, done[i].completion_ids, 1.0)[:at]
+        torch.testing.assert_close(torch.tensor(done[i].logp_rollout)[:at], before, rtol=1e-4, atol=1e-4)
 
 
 def test_a_folder_that_vllm_refuses(tmp_path: Any) -> None:
