@@ -9,7 +9,6 @@ import pytest
 
 from onebase.errors import UserError
 from onebase.verifiers.base import Verdict, as_verdict, tally
-from onebase.verifiers.composite import Term, Unjudged, combine
 from onebase.verifiers.registry import builtin_names, is_inline, load
 
 
@@ -81,32 +80,6 @@ def test_import_is_light():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     seconds, _, modules = out.strip().partition(" ")
     assert float(seconds) < 1.0 and modules == "[]", out
-
-
-def test_composite_rewards():
-    verdicts = {name: Verdict(1.0, "") for name in ("math_answer", "format_think")}
-    verdicts["length"] = Verdict(0.4, "")
-    terms = [
-        Term("math_answer"),
-        Term("format_think", 0.2, gate="math_answer.parsed"),
-        Term("length", -0.5, cap=0.2),
-    ]
-    assert combine(terms, verdicts) == pytest.approx(1.0 - 0.1)
-    verdicts["math_answer"].details["parsed"] = True
-    assert combine(terms, verdicts) == pytest.approx(1.0 + 0.2 - 0.1)
-    correct_only = [Term("length", 1.0, gate="math_answer")]
-    assert combine(correct_only, verdicts) == pytest.approx(0.4)
-    verdicts["math_answer"].reward = 0.0
-    assert combine(correct_only, verdicts) == 0.0
-    scheduled = [Term("format_think", 1.0, until_step=10), Term("length", 1.0, warmup_steps=4)]
-    assert [combine(scheduled, verdicts, step) for step in (0, 2, 4, 10)] == pytest.approx(
-        [1.0, 1.2, 1.4, 0.4]
-    )
-    verdicts["length"] = Verdict(None, "", error="late")
-    with pytest.raises(Unjudged, match="late"):
-        combine(scheduled, verdicts, 4)
-    with pytest.raises(UserError, match="did you mean 'math_answer'"):
-        combine([Term("math_answers")], verdicts)
 
 
 def test_examples_in_the_docs_run():

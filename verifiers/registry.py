@@ -127,13 +127,15 @@ def source_of(name: str) -> Source | None:
 
 
 def digest(name: str) -> str:
-    """Changes when the code of the verifier's own module changes."""
+    """Changes when the verifier's code does: its file, or all of the built-ins'."""
     source = source_of(name)
-    if source is None:
-        file = getattr(module_of(load(name)), "__file__", None)
-        text = Path(file).read_text(encoding="utf-8") if file and file.endswith(".py") else ""
-    else:
+    file = Path(getattr(module_of(load(name)), "__file__", None) or "")
+    if source is not None:
         text = source.text
+    elif name in _builtin_names():
+        text = "".join(p.read_text(encoding="utf-8") for p in sorted(Path(__file__).parent.glob("*.py")))
+    else:
+        text = file.read_text(encoding="utf-8") if file.suffix == ".py" and file.is_file() else ""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 

@@ -1,0 +1,3 @@
+"""placeholder"""
+class RayPool:
+    def __init__(self, workers: int | None) -> None: ...
