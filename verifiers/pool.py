@@ -23,14 +23,13 @@ from typing import Any
 
 from onebase.verifiers.base import Limits, Verdict, failed, judge
 from onebase.verifiers.registry import is_inline, limits, load, source_of
-from onebase.verifiers.worker import Job, Worker, pack
+from onebase.verifiers.worker import ROW_BYTES, Job, Worker, pack
 
 Row = dict[str, Any]
 CHUNK = 64  # most rows given to a worker at once
 CHUNK_BYTES = 1 << 20  # a chunk is closed when it is as large as this
 CHUNK_SECONDS = 0.1  # work that a chunk should be, once the verifier's pace is known
 FIRST_CHUNK = 4
-ROW_BYTES = 64 << 20  # larger rows are refused
 RECYCLE_ROWS = 5_000  # a worker is replaced after so many rows, so that a leaking verifier stays bounded
 MAX_FALSE_STARTS = 4
 MOST_WORKERS = 64
@@ -219,13 +218,9 @@ class VerifierPool:
         limit = min(ROW_BYTES, (batch.limits.memory_mb << 20) // 4 or ROW_BYTES)
         while batch.waiting and len(numbers) < most and size < CHUNK_BYTES:
             number = batch.waiting.popleft()
-            try:
-                blob = pack(batch.rows[number])
-                told = f"row: {len(blob)} bytes are more than a verifier is given ({limit})"
-            except Exception as error:
-                blob, told = b"", f"row: it cannot be sent to a worker: {type(error).__name__}: {error}"
-            if not blob or len(blob) > limit:
-                batch.verdicts[number] = failed(told)
+            blob = pack(batch.rows[number], limit)
+            if isinstance(blob, Verdict):
+                batch.verdicts[number] = blob
                 continue
             numbers.append(number)
             packed.append(blob)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from onebase.verifiers.base import Verdict, failed
 from onebase.verifiers.registry import Source
 
+ROW_BYTES = 64 << 20  # larger rows are refused
 REPLY_LIMIT = 1 << 20
 READS = 64  # of 64 KiB each: what one worker may say before the others are looked at
 REAP_SECONDS = 5.0
@@ -148,9 +149,15 @@ class Worker:
             os.close(self.death)
 
 
-def pack(row: dict[str, Any] | bytes) -> bytes:
-    """A row as it travels.  Raises what pickle raises."""
-    return row if isinstance(row, bytes) else pickle.dumps(row, protocol=pickle.HIGHEST_PROTOCOL)
+def pack(row: dict[str, Any] | bytes, limit: int = ROW_BYTES) -> bytes | Verdict:
+    """A row as it travels, or why it cannot.  Packed rows come back as they are."""
+    try:
+        blob = row if isinstance(row, bytes) else pickle.dumps(row, protocol=pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # whatever a class in the row says about being pickled
+        return failed(f"row: it cannot be sent to a worker: {type(error).__name__}: {error}")
+    if len(blob) > limit:
+        return failed(f"row: {len(blob)} bytes are more than a verifier is given ({limit})")
+    return blob
 
 
 def _pidfd(pid: int) -> int | None:
