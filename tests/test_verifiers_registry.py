@@ -47,6 +47,19 @@ def test_file_and_mistakes(tmp_path):
         load(f"{tmp_path}/other.py:score")
     with pytest.raises(UserError, match="did you mean 'math_answer'"):
         load("math_answr")
+    path.write_text("def score(completion, answer, **row):\n    return 0.0\n")
+    assert load(f"{path}:score")("a b", "a") == 1.0, "a file is read once in a process"
+    narrow = tmp_path / "narrow.py"
+    narrow.write_text("def score(completion, answer): return 1.0\n")
+    with pytest.raises(UserError, match=r"\(completion, answer\) has no \*\*row"):
+        load(f"{narrow}:score")
+    latin = tmp_path / "latin.py"
+    text = "# -*- coding: latin-1 -*-\ndef score(**row): return float('é' == chr(233))\n"
+    latin.write_bytes(text.encode("latin-1"))
+    assert load(f"{latin}:score")() == 1.0
+    latin.with_name("broken.py").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="cannot be read"):
+        load(f"{tmp_path}/broken.py:score")
     bad = tmp_path / "bad.py"
     bad.write_text("import nothing_of_that_name\n")
     with pytest.raises(UserError, match="nothing_of_that_name"):
@@ -63,7 +76,7 @@ def test_entry_point_of_another_package(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     assert load("theirs")("x", "y") == 0.25
-    with pytest.raises(UserError, match="missing"):
+    with pytest.raises(UserError, match="'missing'.*their_package:nothing of their-package 1.0"):
         load("missing")
     with pytest.raises(UserError, match="'theirs'"):
         load("their")
@@ -74,7 +87,9 @@ def test_import_is_light():
         "import sys, time; start = time.process_time()\n"
         "from onebase.verifiers import math_answer\n"
         "assert math_answer.verify('\\\\boxed{1/2}', '0.5').reward == 1.0\n"
-        "heavy = [m for m in ('torch', 'vllm', 'sympy', 'numpy') if m in sys.modules]\n"
+        "import onebase.verifiers.pool_worker\n"
+        "names = 'torch vllm sympy numpy transformers datasets pydantic ray rich'.split()\n"
+        "heavy = [m for m in names if m in sys.modules]\n"
         "print(time.process_time() - start, heavy)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
