@@ -77,14 +77,14 @@ def check(run: StageRun, sources: Sequence[Source]) -> Found:
     else:
         found = look(sources, stage.rewards, run.seed, run.folders)
         atomic_write(path, to_json({"key": key, **asdict(found)}))
+        if found.bad and stage.bad_gold == "drop":
+            run.log.event("gold_dropped", rows=len(found.keys), of=found.rows, first=found.bad[0].place)
     generated = any(bad.place.startswith("world ") for bad in found.bad)  # of which there is no end to drop
     if found.bad and (stage.bad_gold == "refuse" or generated):
         raise UserError(
             f"{told(found)}\n  mend these answers, set `options` of the term (a policy, another field), or "
             f"leave the rows out: --set stages.{run.name}.bad_gold=drop"
         )
-    if found.bad:
-        run.log.event("gold_dropped", rows=len(found.keys), of=found.rows, first=found.bad[0].place)
     return found
 
 

@@ -251,15 +251,15 @@ def on_ray() -> bool:
 def outcomes(scored: Sequence[Scored]) -> dict[str, float]:
     """Shares of a step's completions by verdict, for each term, as `verdict.NAME.*`.
 
-    right (1), wrong (0) and partial; error.CLASS for each class of errors (verifiers.base); unasked: behind a
-    closed gate; class.WORD for what the verifier itself tells in details["class"]; unlike_first: judged right
+    right (1), wrong (0), partial and error, and of the errors error.CLASS (verifiers.base); unasked: behind a
+    closed gate; class.WORD: what the verifier itself tells in details["class"]; unlike_first: judged right
     where the first term says wrong, or the reverse, as a share of what both judged; seconds: mean of a call,
     seconds_max the slowest.
     """
     names = list(dict.fromkeys(name for s in scored for name in s.verdicts))
     out: dict[str, float] = {}
     for turn, name in enumerate(names):
-        counts: Counter[str] = Counter()
+        counts = Counter({"right": 0, "wrong": 0, "partial": 0, "error": 0})
         both = unlike = 0
         seconds: list[float] = []
         for s in scored:
@@ -282,7 +282,7 @@ def _outcome(verdict: Verdict | None) -> list[str]:
     if verdict is None:
         return ["unasked"]
     if verdict.error is not None:
-        return [f"error.{error_class(verdict.error)}"]
+        return ["error", f"error.{error_class(verdict.error)}"]
     kinds = {1.0: "right", 0.0: "wrong"}
     counted = [kinds.get(verdict.reward, "partial")]  # type: ignore[arg-type]
     word = verdict.details.get("class")

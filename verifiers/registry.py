@@ -30,6 +30,7 @@ GROUP = "onebase.verifiers"
 # Re-entrant, because a file may load another verifier as it is imported.
 _IMPORTING = threading.RLock()
 _read: dict[Path, str] = {}  # files of this process's verifiers, as they were when first asked for
+_loaded: dict[str, Verifier] = {}  # entry points: to look through all installed packages takes milliseconds
 
 
 class Source(NamedTuple):
@@ -61,9 +62,12 @@ def load(name: str, source: Source | None = None) -> Verifier:
         return _from_file(name, source)
     if name in _builtin_names():
         return _callable(importlib.import_module(f"onebase.verifiers.{name}"), "verify", name)
+    if name in _loaded:
+        return _loaded[name]
     found = plugins()
     if name in found:
-        return _from_entry_point(name)
+        _loaded[name] = _from_entry_point(name)
+        return _loaded[name]
     known = sorted({*_builtin_names(), *found})
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
