@@ -208,7 +208,11 @@ def plan_lines(recipe: Recipe, todo: Sequence[str]) -> list[str]:
         sources = [*stage.data, *(stage.evaluate if stage.kind == "grpo" else [])]
         here = [s for s in sources if not s.hub]
         here = [s for s in here if not s.stage or (folders[s.stage] / "rows.jsonl").is_file()]
-        found = look(here, stage.rewards, recipe.seed + stage.seed, folders)
+        try:
+            found = look(here, stage.rewards, recipe.seed + stage.seed, folders)
+        except UserError as error:
+            lines.append(f"{name}: {error}")
+            continue
         if found.bad:
             lines.append(f"{name}: {told(found)}")
     return lines

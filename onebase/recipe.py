@@ -130,10 +130,10 @@ class Term(Section):
     @model_validator(mode="after")
     def _schedule_rises(self) -> Term:
         steps = [step for step, _ in self.schedule]
-        assert steps == sorted(set(steps)) and all(s >= 0 for s in steps), (
-            f"schedule: its steps must rise from 0 on; given: {steps}"
-        )
-        assert all(abs(share) < float("inf") for _, share in self.schedule), "schedule: shares must be finite"
+        if steps != sorted(set(steps)) or any(s < 0 for s in steps):
+            raise ValueError(f"schedule: its steps must rise from 0 on; given: {steps}")
+        if not all(abs(share) < float("inf") for _, share in self.schedule):
+            raise ValueError("schedule: shares must be finite")
         return self
 
 
