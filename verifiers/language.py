@@ -1,10 +1,10 @@
 """Share of the words that are in the target language: R1's language consistency reward (arXiv 2501.12948,
 section 2.3.2), which counts target-language words in the thought.
 
-A script decides first, word by word.  Languages of one script are told apart sentence by sentence, by function
-words and letters of their own (`language_words.py`): where another language has more of them in a sentence
-than the target, all words of the sentence count as foreign; a sentence that shows nothing goes with the whole
-text.  Chinese and Japanese differ by kana.
+A script decides first, word by word.  Languages of one script are told apart sentence by sentence, by
+function words and letters of their own (`language_words.py`): where another language has more of them in a
+sentence than the target, all words of the sentence count as foreign; a sentence that shows nothing goes with
+the whole text.  Chinese and Japanese differ by kana.
 
 Formulas, code, numbers and tags do not count, except that words of another script than Latin do even there,
 so that text cannot hide in a code block.
@@ -54,7 +54,10 @@ _NOT_WORDS = re.compile(
     r"|https?://[^\s<>\"]{1,500}"
 )
 _MARKS = "".join(chr(c) for c in range(0x300, 0x1000) if unicodedata.category(chr(c)) in ("Mn", "Mc"))
-_WORD = re.compile(rf"[^\W\d_](?:[^\W\d_]|[{_MARKS}\u200c\u200d'’](?=[^\W\d_{_MARKS}])|[{_MARKS}])*")
+_WORD = re.compile(
+    # at most 64 letters: longer runs are no words, and must not fill the caches
+    rf"[^\W\d_](?:[^\W\d_]|[{_MARKS}\u200c\u200d'’](?=[^\W\d_{_MARKS}])|[{_MARKS}]){{0,63}}"
+)
 _SENTENCE = re.compile(r"[.!?。！？।؟…]+|\n+")
 _LIMIT = 200_000
 _LONGEST_SENTENCE = 40  # words; a longer one is judged in pieces
@@ -92,7 +95,8 @@ def verify(
 def count(text: str, target: str) -> tuple[int, int]:
     """(words of the target language, all words)."""
     text = unicodedata.normalize("NFKC", text[:_LIMIT])
-    hidden = [w for span in _NOT_WORDS.findall(text) for w in _WORD.findall(span) if _script(w[0]) != "LATIN"]
+    spans = [span for span in _NOT_WORDS.findall(text) if not span.isascii()]
+    hidden = [w for span in spans for w in _WORD.findall(span) if _script(w[0]) != "LATIN"]
     sentences = [_WORD.findall(s) for s in _SENTENCE.split(_NOT_WORDS.sub(" ", text))]
     pieces = [s[i : i + _LONGEST_SENTENCE] for s in sentences for i in range(0, len(s), _LONGEST_SENTENCE)]
     pieces += [hidden] if hidden else []

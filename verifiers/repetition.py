@@ -18,7 +18,9 @@ INLINE = True
 _LIMIT = 400_000
 _LONGEST = 64  # n-grams longer than this cost memory and tell nothing more
 # Han, kana, Thai, Lao, Khmer, Burmese: written without blanks
-_UNSPACED = "\u2e80-\u2fdf\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1780-\u17ff\u1000-\u109f"
+_UNSPACED = (
+    "\u2e80-\u2fdf\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1780-\u17ff\u1000-\u109f"
+)
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]{{1,24}}|[^\w\s]|\s{{8}}")
 
 
