@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from onebase.verifiers.base import Verdict, failed
 from onebase.verifiers.language_words import ALIKE, FUNCTION_WORDS, LETTERS, SHARED_LETTERS
@@ -86,14 +86,24 @@ def verify(
         if found.text is None:
             return Verdict(0.0, found.how)
         text = found.text
-    good, total = count(text, target)
-    if total == 0:
+    counted = count(text, target)
+    if counted.words == 0:
         return Verdict(1.0, "no words")
-    return Verdict(good / total, f"{good} of {total} words are {target!r}")
+    share = counted.good / counted.words
+    return Verdict(share, f"{counted.good} of {counted.words} words are {target!r}")
 
 
-def count(text: str, target: str) -> tuple[int, int]:
-    """(words of the target language, all words)."""
+class Counted(NamedTuple):
+    good: int
+    """Words of the target language."""
+    words: int
+    ours: int
+    """Evidence for the target in the whole text, against languages of the same script."""
+    best: int
+    """The same for the other language that has most."""
+
+
+def count(text: str, target: str) -> Counted:
     text = unicodedata.normalize("NFKC", text[:_LIMIT])
     spans = [span for span in _NOT_WORDS.findall(text) if not span.isascii()]
     hidden = [w for span in spans for w in _WORD.findall(span) if _script(w[0]) != "LATIN"]
@@ -112,7 +122,7 @@ def count(text: str, target: str) -> tuple[int, int]:
         foreign = otherwise if (verdict := _foreign(found, target, words)) is None else verdict
         good += 0 if foreign else inside
         total += words
-    return good, total
+    return Counted(good, total, whole.get(target, 0), _rival(whole, target))
 
 
 def _by_script(piece: list[str], target: str) -> tuple[int, int]:
@@ -154,12 +164,15 @@ def _evidence(words: list[str], target: str) -> dict[str, int]:
 
 def _foreign(found: dict[str, int], target: str, words: int) -> bool | None:
     """Whether another language has more evidence than the target; None where there is too little."""
-    alike = ALIKE.get(target)
-    best = max((n for code, n in found.items() if code not in (target, alike)), default=0)
-    ours = found.get(target, 0)
+    best, ours = _rival(found, target), found.get(target, 0)
     if best > ours and best >= max(2, words * _RIVAL_SHARE):
         return True
     return False if ours >= 2 or ours > best else None
+
+
+def _rival(found: dict[str, int], target: str) -> int:
+    alike = ALIKE.get(target)
+    return max((n for code, n in found.items() if code not in (target, alike)), default=0)
 
 
 @lru_cache(maxsize=65536)
