@@ -37,9 +37,9 @@ def verify(
     **row: Any,
 ) -> Verdict:
     if not 0 < cap <= 1:
-        return failed(f"cap must be above 0 and at most 1: {cap!r}")
+        return failed(f"row: cap must be above 0 and at most 1: {cap!r}")
     if think_ids is not None and len(think_ids) != 2:
-        return failed(f"think_ids is (id of {OPEN}, id of {CLOSE}): {think_ids!r}")
+        return failed(f"row: think_ids is (id of {OPEN}, id of {CLOSE}): {think_ids!r}")
     fault = _fault_of_text(completion, prefilled)
     if not fault and completion_ids is not None and think_ids is not None:
         fault = _fault_of_ids(completion, completion_ids, think_ids)

@@ -109,11 +109,8 @@ def verify(
     **row: Any,
 ) -> Verdict:
     try:
-        instructions = _instructions(answer, checks, instruction_id_list, kwargs)
-        for instruction in instructions:  # a wrong row is told whatever the completion is
-            for check in instruction:
-                run_check("", check)
-    except (BadCheck, ValueError) as error:
+        instructions = _understood(answer, checks, instruction_id_list, kwargs)
+    except BadCheck as error:
         return failed(f"gold: {error}")
     part = answer_part(completion, prefilled)
     if part.text is None or not (text := clean(part.text)).strip():
@@ -128,6 +125,24 @@ def verify(
     reason += "; not: " + " | ".join(told) if told else ""
     reward = followed / len(faults) if partial else float(not told)
     return Verdict(reward, " ".join(reason.split())[:600], details={"followed": [f is None for f in faults]})
+
+
+def gold_problem(answer: str = "", **row: Any) -> str | None:
+    """Why a row's checks cannot be understood."""
+    try:
+        _understood(answer, *(row.get(key) for key in ("checks", "instruction_id_list", "kwargs")))
+    except BadCheck as error:
+        return str(error)
+    return None
+
+
+def _understood(answer: str, checks: Any, ids: Any, arguments: Any) -> list[list[Check]]:
+    """The row's instructions.  Raises BadCheck for a wrong one, whatever the completion is."""
+    instructions = _instructions(answer, checks, ids, arguments)
+    for instruction in instructions:
+        for check in instruction:
+            run_check("", check)
+    return instructions
 
 
 def run_check(text: str, check: Mapping[str, Any]) -> Found:

@@ -38,8 +38,7 @@ def verify(
     **row: Any,
 ) -> Verdict:
     try:
-        text = schema if isinstance(schema, str) else answer if schema is None else json.dumps(schema)
-        validator = _validator(text, formats)
+        validator = _validator(_text(schema, answer), formats)
     except ValueError as error:
         return failed(f"gold: {error}")
     part = answer_part(completion, prefilled)
@@ -66,6 +65,19 @@ def verify(
     told = f"invalid at {at[:100]}: {fault.message[:300]}".encode("utf-8", "backslashreplace").decode()
     reason = " ".join(told.split())
     return Verdict(0.0, reason[:300], details={"parsed": True})
+
+
+def gold_problem(answer: str = "", *, schema: Any = None, formats: bool = False, **row: Any) -> str | None:
+    """Why a row's schema cannot be used."""
+    try:
+        _validator(_text(schema, answer), formats)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _text(schema: Any, answer: str) -> str:
+    return schema if isinstance(schema, str) else answer if schema is None else json.dumps(schema)
 
 
 def fenced(text: str) -> str:

@@ -75,9 +75,9 @@ def verify(
 ) -> Verdict:
     """`target` is a two-letter language code; `part` is all, thought or answer."""
     if target not in LANGUAGES:
-        return failed(f"language {target!r} is unknown; known: {' '.join(sorted(LANGUAGES))}")
+        return failed(f"row: language {target!r} is unknown; known: {' '.join(sorted(LANGUAGES))}")
     if part not in PARTS:
-        return failed(f"part {part!r} is unknown; allowed: {', '.join(PARTS)}")
+        return failed(f"row: part {part!r} is unknown; allowed: {', '.join(PARTS)}")
     text = completion
     if part == "thought":
         text = completion.rpartition("</think>")[0] if "</think>" in completion else completion

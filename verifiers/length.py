@@ -25,6 +25,7 @@ from onebase.verifiers.base import Verdict, failed
 from onebase.wording import hint
 
 INLINE = True
+gold_problem = None  # a length is known of completions only
 COSTS = ("overlong", "range", "sigmoid")
 
 
@@ -40,24 +41,24 @@ def verify(
     **row: Any,
 ) -> Verdict:
     if n_tokens is None:
-        return failed("the row carries no n_tokens (the completion's length in tokens)")
+        return failed("row: it carries no n_tokens (the completion's length in tokens)")
     if n_tokens < 0:
-        return failed(f"n_tokens must be at least 0: {n_tokens}")
+        return failed(f"row: n_tokens must be at least 0: {n_tokens}")
     if cost not in COSTS:
-        return failed(f"cost {cost!r} is unknown; allowed: {', '.join(COSTS)}{hint(cost, COSTS)}")
+        return failed(f"row: cost {cost!r} is unknown; allowed: {', '.join(COSTS)}{hint(cost, COSTS)}")
     if cost == "overlong":
         return _overlong(n_tokens, max_tokens, cache_tokens)
     if group_tokens is None:
-        return failed(f"cost {cost!r} needs group_tokens in the row: the lengths it is compared with")
+        return failed(f"row: cost {cost!r} needs group_tokens in the row: the lengths it is compared with")
     lengths = [int(n) for n in group_tokens]
     if not lengths or min(lengths) < 0:
-        return failed(f"group_tokens must hold lengths in tokens: {lengths[:8]}")
+        return failed(f"row: group_tokens must hold lengths in tokens: {lengths[:8]}")
     return _in_range(n_tokens, lengths) if cost == "range" else _by_spread(n_tokens, lengths)
 
 
 def _overlong(n: int, max_tokens: int, cache_tokens: int) -> Verdict:
     if not 0 < cache_tokens <= max_tokens:
-        return failed(f"cache_tokens must be in 1..max_tokens: {cache_tokens=} {max_tokens=}")
+        return failed(f"row: cache_tokens must be in 1..max_tokens: {cache_tokens=} {max_tokens=}")
     free = max_tokens - cache_tokens
     reward = 1.0 + min(0.0, max(-1.0, (free - n) / cache_tokens))
     return Verdict(reward, f"{n} tokens; free up to {free}, nothing from {max_tokens}")

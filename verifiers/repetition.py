@@ -26,7 +26,7 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]{{1,24}}|[^\w\s]|\s{{8}}")
 
 def verify(completion: str, answer: str = "", *, n: int = 8, **row: Any) -> Verdict:
     if not 1 <= n <= _LONGEST:
-        return failed(f"n must be in 1..{_LONGEST}: {n}")
+        return failed(f"row: n must be in 1..{_LONGEST}: {n}")
     words = _WORD.findall(completion[-_LIMIT:].lower())
     # Hashes, not the tuples: 64 words a gram would be 200 MB at the limit.
     grams = [hash(tuple(words[i : i + n])) for i in range(len(words) - n + 1)]
