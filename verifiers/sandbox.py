@@ -15,7 +15,7 @@ comes through pipes that only the caller reads.
 
 from __future__ import annotations
 
-import json
+import marshal
 import os
 import select
 import socket
@@ -172,7 +172,7 @@ class Run:
         self._flooded = False
         self.outcome: Outcome | None = None
         head["files"] = [(name, len(data)) for name, data in files.items()]
-        text = json.dumps(head).encode()
+        text = marshal.dumps(head)
         job = memfd([struct.pack("<I", len(text)), text, *files.values(), payload])
         ours, theirs = [], [job]
         try:

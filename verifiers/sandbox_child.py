@@ -8,21 +8,21 @@ closed.
 
 from __future__ import annotations
 
-import json
+import marshal
 import os
-import shutil
 import signal
-import struct
 import sys
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NoReturn
 
 from onebase.verifiers.sandbox_layers import PR_SET_PDEATHSIG, Plan, prctl, put_on, seal
+from onebase.verifiers.sandbox_view import which
 
 CHANNEL, JOB, COMPLAIN, RULES, FIRST_FREE = 3, 4, 5, 6, 7
 FIRST_KEPT = 100  # folders held open for imports, see sandbox_imports.Descriptors
 LAST = 1 << 20
+after_fork: list[dict[str, Any]] = []  # what warm modules want done after a fork; see sandbox_janitor.preload
 
 
 @dataclass
@@ -40,6 +40,8 @@ def main(job: Job, plan: Plan, uid: int | None) -> NoReturn:
     except BaseException as error:
         complain(f"a run could not be isolated or started: {type(error).__name__}: {error}")
     os.closerange(JOB, FIRST_FREE)
+    for calls in after_fork:
+        os.register_at_fork(**calls)
     status = 0
     try:
         function(payload, CHANNEL if "channel" in job.fds else None)
@@ -66,7 +68,7 @@ def isolate(job: Job, plan: Plan, uid: int | None) -> tuple[dict[str, Any], byte
         os.write(fd, b"1000")  # in the cgroup, this process is the one to kill, not the zygote
     place_descriptors(job, plan)
     os.chdir(plan.box)
-    head = json.loads(read(JOB, struct.unpack("<I", read(JOB, 4))[0]))
+    head = marshal.loads(read(JOB, int.from_bytes(read(JOB, 4), "little")))
     put_on(plan, job.limits, head["argv"] is not None, uid)
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if plan.descriptors is not None:
@@ -127,7 +129,7 @@ def execute(argv: list[str]) -> NoReturn:
     """Become the command.  One that is not there, or may not be executed, is the caller's mistake (an
     exception here); a file of the run's own that cannot be executed is the code's (status 126)."""
     argv = [word.replace("{dir}", os.getcwd()) for word in argv]
-    program = argv[0] if "/" in argv[0] else shutil.which(argv[0])
+    program = argv[0] if "/" in argv[0] else which(argv[0])
     if program is None:
         raise FileNotFoundError(f"there is no command {argv[0]!r} here; sandboxes take more with use=")
     for fd in (0, 1, 2):

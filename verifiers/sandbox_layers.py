@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
 import math
 import os
-import platform
 import resource
 import socket
 import struct
@@ -145,8 +143,7 @@ def seal(plan: Plan) -> None:
     if plan.has("landlock"):
         sandbox_landlock.restrict(libc, plan.rules, plan.landlock_abi)
     if plan.alone and plan.has("seccomp"):
-        machine = platform.machine()
-        sandbox_seccomp.install(sandbox_seccomp.alone(machine, os.getpid()), libc, machine)
+        sandbox_seccomp.install(sandbox_seccomp.alone(os.uname().machine, os.getpid()), libc)
 
 
 def claim_uids() -> tuple[list[int], int, socket.socket]:
@@ -170,7 +167,7 @@ def blocks() -> list[int]:
     """First uids of blocks to try, in order, all mapped in this user namespace."""
     maps = [mapped("/proc/self/uid_map"), mapped("/proc/self/gid_map")]
     width = 2 * UIDS_EACH
-    space = int(hashlib.sha256(os.readlink("/proc/self/ns/pid").encode()).hexdigest(), 16) % 8
+    space = os.stat("/proc/self/ns/pid").st_ino % 8  # pids are told apart by their namespace
     high = FIRST_UID + (space << 27) + os.getpid() * width
     low = range(20_000, 60_000 - width, width)
     at = os.getpid() % len(low)

@@ -71,10 +71,11 @@ def kill_all(plan: Plan, uids: list[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def reap_all(plan: Plan, uids: list[int], first: int, ended: Ended) -> None:
-    """Kill and wait until there are no children: then nothing of the run is left."""
+def reap_all(plan: Plan, uids: list[int], first: int, ended: Ended, kill: bool) -> None:
+    """Wait until there are no children: then nothing of the run is left.  Those that the first process left
+    behind are killed, all are if `kill`."""
     while (pid := ended.reap(first, os.WNOHANG)) >= 0:
-        if pid == 0:
+        if pid == 0 and (kill or ended.status is not None):
             kill_all(plan, uids)
             again = time.monotonic() + 0.1
             while (pid := ended.reap(first, os.WNOHANG)) >= 0 and time.monotonic() < again:

@@ -13,10 +13,12 @@ import fcntl
 import gc
 import itertools
 import json
+import marshal
 import os
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 import traceback
@@ -24,10 +26,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onebase.verifiers.sandbox_child import Job
     from onebase.verifiers.sandbox_layers import Plan
 
 MESSAGE = 1 << 16
-MAX_FDS = 8
+ROOM_FOR_FDS = socket.CMSG_SPACE(8 * 4)
 
 
 def main(descriptor: int, folder: str) -> None:
@@ -39,7 +42,7 @@ def main(descriptor: int, folder: str) -> None:
     os.close(descriptor)
     for place in range(3, 16):  # these numbers are a run's: whatever is opened from here on lies above
         os.dup2(0, place, inheritable=False)
-    config = json.loads(ours.recv(MESSAGE))
+    config = marshal.loads(ours.recv(MESSAGE))
     try:
         from onebase.verifiers import sandbox_janitor
 
@@ -52,13 +55,14 @@ def serve(plan: Plan, ours: socket.socket, config: dict[str, Any]) -> None:
     """Take runs until the caller is gone."""
     from onebase.verifiers import sandbox_box, sandbox_child
 
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # it ends with its caller and not otherwise
     os.umask(0o022)
     os.environ.update(HOME=plan.box, TMPDIR=plan.box)
     os.dup2(plan.complaints[1], sandbox_child.COMPLAIN, inheritable=False)
     if plan.has("landlock"):
         os.dup2(plan.rules, sandbox_child.RULES, inheritable=False)
         plan.rules = sandbox_child.RULES
-    caller = os.pidfd_open(config["caller"]) if not plan.has("pid") else -1
     lacking = [wish for wish in config["demand"] if not any(map(plan.has, wish.split("|")))]
     if lacking:
         reply(ours, {"error": refusal(lacking, plan)})
@@ -69,29 +73,24 @@ def serve(plan: Plan, ours: socket.socket, config: dict[str, Any]) -> None:
     gc.freeze()  # a collection in a child would touch, and so copy, every page of the heap
     reply(ours, {"layers": plan.layers, "missing": plan.missing, "pid": os.getpid(), "notes": plan.notes})
     while True:
-        if caller in wait_readable([ours.fileno(), caller], None):
+        order, fds = receive(ours)
+        if order is None:
             return
-        data, fds, _, _ = socket.recv_fds(ours, MESSAGE, MAX_FDS)
-        if not data:
-            return
-        message = json.loads(data)
-        if "run" not in message:
+        if "run" not in order:
             continue  # an order to end a run that had ended already
         uid = next(uids)
         sandbox_box.prepare(plan, uid)
-        job = sandbox_child.Job(limits=message["run"], fds=dict(zip(message["fds"], fds, strict=True)))
-        result, go_on = run(plan, job, uid, ours, caller)
+        job = sandbox_child.Job(limits=order["run"], fds=dict(zip(order["fds"], fds, strict=True)))
+        result = run(plan, job, uid, ours)
         sandbox_box.empty(plan)
-        if not go_on:
+        if result is None:
             return
         complaint = plan.complaint()
         reply(ours, {"error": complaint} if complaint else result)
 
 
-def run(
-    plan: Plan, job: Any, uid: int | None, ours: socket.socket, caller: int
-) -> tuple[dict[str, Any], bool]:
-    """One run from fork to the last of its processes; False with it when the caller is gone."""
+def run(plan: Plan, job: Job, uid: int | None, ours: socket.socket) -> dict[str, Any] | None:
+    """One run from fork to the last of its processes; None when the caller is gone."""
     from onebase.verifiers import sandbox_child
     from onebase.verifiers.sandbox_watch import Watch, reap_all
 
@@ -102,26 +101,25 @@ def run(
     for fd in job.fds.values():
         os.close(fd)
     child = os.pidfd_open(pid)
-    how, go_on = None, True
+    poll = select.poll()
+    poll.register(child, select.POLLIN)
+    poll.register(ours, select.POLLIN)
+    how = None
     while how is None:
-        ready = wait_readable([child, ours.fileno(), caller], watch.seconds())
+        ready = [fd for fd, _ in poll.poll(watch.seconds() * 1000)]
         if child in ready:
             break
-        if caller in ready:
-            how, go_on = "killed", False
-        elif ours.fileno() in ready:
-            order = ours.recv(MESSAGE)
-            how, go_on = (json.loads(order)["kill"] if order else "killed"), bool(order)
+        if ready:
+            order, _ = receive(ours)
+            how = "gone" if order is None else order["kill"]
         else:
             how = watch.look()
     os.close(child)
     ended = watch.ended
-    if how is None and ended.status is None:
-        while ended.status is None and ended.reap(pid, 0) > 0:
-            pass
-    reap_all(plan, [] if uid is None else [uid], pid, ended)
-    status = 0 if ended.status is None else ended.status
-    code = os.waitstatus_to_exitcode(status)
+    reap_all(plan, [] if uid is None else [uid], pid, ended, kill=how is not None)
+    if how == "gone":
+        return None
+    code = os.waitstatus_to_exitcode(ended.status or 0)
     cpu = ended.cpu + watch.hidden
     if how is None:
         how = BY_SIGNAL.get(-code, "signal") if code < 0 else "exit"
@@ -129,7 +127,16 @@ def run(
     return {
         "how": how, "code": abs(code), "cpu_seconds": cpu, "wall_seconds": time.monotonic() - watch.started,
         "memory_mb": max(ended.peak_mb, watch.peak_mb), "outlived": ended.killed,
-    }, go_on  # fmt: skip
+    }  # fmt: skip
+
+
+def receive(ours: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """The caller's next order with its descriptors; None when the caller is gone."""
+    data, ancillary, _, _ = ours.recvmsg(MESSAGE, ROOM_FOR_FDS)
+    fds: list[int] = []
+    for _, _, packed in ancillary:
+        fds += struct.unpack(f"{len(packed) // 4}i", packed)
+    return (marshal.loads(data) if data else None), fds
 
 
 BY_SIGNAL: dict[int, str] = {signal.SIGXCPU: "cpu", signal.SIGXFSZ: "disk"}
@@ -144,14 +151,6 @@ def refusal(lacking: list[str], plan: Plan) -> str:
         f"  here hold: {', '.join(plan.layers) or 'none'}; to go on with less, demand no more than these"
     )
     return "\n".join(lines)
-
-
-def wait_readable(fds: list[int], seconds: float | None) -> set[int]:
-    poll = select.poll()
-    for fd in fds:
-        if fd >= 0:
-            poll.register(fd, select.POLLIN)
-    return {fd for fd, _ in poll.poll(None if seconds is None else seconds * 1000)}
 
 
 def reply(ours: socket.socket, message: dict[str, Any]) -> None:
