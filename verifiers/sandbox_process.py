@@ -7,7 +7,7 @@ pidfd, which holds even where a forked sibling keeps the socket open).
 
 from __future__ import annotations
 
-import json
+import ast
 import marshal
 import os
 import signal
@@ -61,19 +61,16 @@ class Zygote:
         self.send({**config, "caller": os.getpid(), "search": search, "tmp": tempfile.gettempdir()}, [])
         self.socket.settimeout(START_SECONDS)
         try:
-            hello = self.receive()
+            hello = ast.literal_eval(self.receive())
         except SandboxError as error:
             self.close()
             raise SandboxError(f"{error}\n{os.pread(complaints, 4096, 0).decode(errors='replace')}") from None
         finally:
             os.close(complaints)
         self.socket.settimeout(None)
-        if "error" in hello:
-            self.close()
-            raise SandboxError(hello["error"])
         self.layers: tuple[str, ...] = tuple(hello["layers"])
         self.missing: dict[str, str] = hello["missing"]
-        self.pid: int = hello["pid"]
+        self.notes: list[str] = hello["notes"]
 
     def send(self, message: dict[str, Any], fds: list[int]) -> None:
         try:
@@ -82,7 +79,7 @@ class Zygote:
             self.dead = True
             raise SandboxError(f"the sandbox's warm process is gone ({error})") from error
 
-    def receive(self) -> dict[str, Any]:
+    def receive(self) -> str:
         try:
             data = self.socket.recv(MESSAGE)
         except TimeoutError:
@@ -96,7 +93,10 @@ class Zygote:
         if not data:
             self.dead = True
             raise SandboxError(f"the sandbox's warm process is gone ({reason})")
-        return json.loads(data)
+        text = data.decode(errors="replace")
+        if text.startswith("error "):
+            raise SandboxError(text.removeprefix("error "))
+        return text
 
     def close(self) -> None:
         self.dead = True
