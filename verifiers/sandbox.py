@@ -133,6 +133,8 @@ class Sandbox:
             self._owner = threading.get_ident()
             if self._closed:
                 raise SandboxError("the sandbox is closed")
+            if limits is not None and limits.disk_mb > self.limits.disk_mb:
+                raise ValueError(f"disk_mb={limits.disk_mb}: a run may have less than its sandbox, not more")
             if self._zygote is None or self._zygote.dead:
                 self._zygote = Zygote(self._config)
                 self.layers, self.missing = self._zygote.layers, self._zygote.missing

@@ -97,7 +97,7 @@ def serve(plan: Plan, ours: socket.socket, config: dict[str, Any]) -> None:
         if key not in known:
             known.clear()  # one shape of job is the rule; never many
             shape = dict(zip(names, fds, strict=True))
-            for each in plan.uids or [None]:
+            for each in [*plan.uids] or [None]:
                 each_key = (each, *key[1:])
                 known[each_key] = sandbox_child.steps(plan, each, limits, shape, entry is None)
         code = 0 if entry is None else entries[entry]
