@@ -221,7 +221,7 @@ class Run:
         return self.outcome
 
     def wait_for(self, channel: socket.socket, timeout: float | None = None) -> Outcome | None:
-        """Block until `channel` can be read (also if it is at its end) or `timeout` has passed: None; or until
+        """Block until `channel` can be read (or is at its end) or `timeout` has passed: None; or until
         the run is over and the channel has no more to say: its Outcome."""
         end = None if timeout is None else time.monotonic() + timeout
         while self.outcome is None:
