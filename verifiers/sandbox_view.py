@@ -11,9 +11,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import os
-import shutil
 import sys
-import sysconfig
 from dataclasses import dataclass, field
 
 from onebase.verifiers.sandbox_landlock import DEVICE, LIST, READ
@@ -39,7 +37,7 @@ def view(packages: list[str], use: list[str]) -> View:
     trees = list(dict.fromkeys(tree for tree in trees if tree and os.path.exists(tree)))
     rules: list[tuple[str, int]] = [(path, DEVICE) for path in DEVICES]
     masked = []
-    for tree in trees:
+    for tree in dict.fromkeys(map(os.path.realpath, trees)):
         wanted, unwanted = split(tree)
         masked += unwanted
         rules += [(tree, READ)] if not unwanted else [(tree, LIST), *((path, READ) for path in wanted)]
@@ -68,7 +66,7 @@ def holds_packages(path: str) -> bool:
 
 
 def stdlib() -> str:
-    return os.path.realpath(sysconfig.get_path("stdlib"))
+    return os.path.realpath(os.path.dirname(os.__file__))
 
 
 def dynload() -> str:
@@ -82,18 +80,25 @@ def dynload() -> str:
 
 def libraries() -> list[str]:
     """Folders of shared libraries and what is mapped here and now; libpython wherever it lies."""
-    triplet = sysconfig.get_config_var("MULTIARCH") or f"{os.uname().machine}-linux-gnu"
+    triplet = getattr(sys.implementation, "_multiarch", "") or f"{os.uname().machine}-linux-gnu"
     folders = [f"{root}/{triplet}" for root in ("/lib", "/usr/lib", "/usr/local/lib")] + [
         "/lib64",
         "/usr/lib64",
     ]
-    found = [os.path.realpath(folder) for folder in folders if os.path.isdir(folder)]
-    found += ["/lib64"] if os.path.islink("/lib64") else []
+    found = [folder for folder in folders if os.path.isdir(folder)]
     files = glob.glob(os.path.join(sys.base_prefix, "lib", "*.so*")) + glob.glob("/lib/ld-*")
     with open("/proc/self/maps") as maps:
         files += {line.split(None, 5)[5].strip() for line in maps if ".so" in line and "/" in line}
-    inside = tuple(folder + os.sep for folder in found)
-    return found + [path for path in files if not path.startswith(inside)]
+    inside = tuple(os.path.realpath(folder) + os.sep for folder in found)
+    return found + [path for path in files if not os.path.realpath(path).startswith(inside)]
+
+
+def which(name: str) -> str | None:
+    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        path = os.path.join(folder, name)
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return None
 
 
 def command(name: str) -> list[str]:
@@ -101,7 +106,7 @@ def command(name: str) -> list[str]:
     stands for itself."""
     if os.sep in name:
         return [name]
-    path = shutil.which(name)
+    path = which(name)
     if path is None:
         raise FileNotFoundError(f"use={name!r}: there is no such command in {os.environ.get('PATH')}")
     real = os.path.realpath(path)
