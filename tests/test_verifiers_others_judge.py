@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,6 +103,25 @@ def test_a_missing_key_is_an_error_and_not_asked(fake: Fake, monkeypatch: pytest
     monkeypatch.delenv("A_KEY", raising=False)
     verdict = ask(fake, api_key_env="A_KEY")
     assert verdict.reward is None and "A_KEY" in verdict.error and not fake.asked
+
+
+GOLDEN = Path(__file__).parent / "golden" / "served" / "judge.jsonl"
+
+
+@pytest.mark.parametrize("line", GOLDEN.read_text(encoding="utf-8").splitlines())
+def test_golden_file(fake: Fake, line: str) -> None:
+    """Each case says what the judge replies, question by question; what has no reply must not be asked."""
+    case = json.loads(line)
+    replies = list(case["replies"])
+    fake.reply = lambda prompt, turn: replies.pop(0)
+    verdict = ask(fake, case["completion"], answer=case["answer"], concurrency=1, **case.get("row", {}))
+    assert not replies and len(fake.asked) == len(case["replies"]), case
+    if case["kind"] == "error":
+        assert verdict.reward is None and verdict.error, (case, verdict)
+    else:
+        wanted = case.get("reward", 1.0 if case["kind"] == "accepted" else 0.0)
+        assert verdict.reward == pytest.approx(wanted, abs=1e-12), (case, verdict)
+    assert verdict.reason and "\n" not in verdict.reason
 
 
 def test_pairwise_asks_in_both_orders(fake: Fake) -> None:

@@ -43,6 +43,21 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write(tmp_path_factory.mktemp("reward"))
 
 
+GOLDEN = Path(__file__).parent / "golden" / "served" / "reward_model.jsonl"
+
+
+@pytest.mark.parametrize("line", GOLDEN.read_text(encoding="utf-8").splitlines())
+def test_golden_file(checkpoint: str, line: str) -> None:
+    case = json.loads(line)
+    row = {"checkpoint": checkpoint, "device": "cpu", "answer": case["answer"], **case.get("row", {})}
+    verdict = verify(case["completion"], **row)
+    if case["kind"] == "error":
+        assert verdict.reward is None and verdict.error.startswith("row:"), (case, verdict)
+    else:
+        assert verdict.reward == (1.0 if case["kind"] == "accepted" else 0.0), (case, verdict)
+    assert verdict.reason and "\n" not in verdict.reason
+
+
 def by_hand(checkpoint: str, problem: str, answer: str, dtype: str = "float64") -> float:
     import torch
     import transformers

@@ -33,7 +33,6 @@ from onebase.verifiers.base import Verdict, failed
 from onebase.verifiers.judge_endpoint import Endpoint, Failure
 from onebase.verifiers.judge_engine import Checkpoint
 from onebase.verifiers.math_extract import answer_part
-from onebase.wording import hint
 
 WALL_SECONDS = 300.0  # a model has to be loaded, or an endpoint to come back
 MEMORY_MB = 0
@@ -147,7 +146,7 @@ def _plan(
             url, model, api_key_env, max_tokens, seconds, retries, concurrency, dict(extra or {})
         )
     if mode not in MODES:
-        return failed(f"row: mode {mode!r} is unknown; allowed: {', '.join(MODES)}{hint(mode, MODES)}")
+        return failed(f"row: mode {mode!r} is unknown; allowed: {', '.join(MODES)}")
     low, high = (float(s) for s in scale) if len(scale) == 2 else (0.0, 0.0)
     if not low < high or low < 0:
         return failed(f"row: scale is [lowest, highest], from 0 on: {list(scale)!r}")

@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from onebase.verifiers.base import Verdict, failed
-from onebase.wording import hint
 
 INLINE = True
 gold_problem = None  # a length is known of completions only
@@ -45,7 +44,7 @@ def verify(
     if n_tokens < 0:
         return failed(f"row: n_tokens must be at least 0: {n_tokens}")
     if cost not in COSTS:
-        return failed(f"row: cost {cost!r} is unknown; allowed: {', '.join(COSTS)}{hint(cost, COSTS)}")
+        return failed(f"row: cost {cost!r} is unknown; allowed: {', '.join(COSTS)}")
     if cost == "overlong":
         return _overlong(n_tokens, max_tokens, cache_tokens)
     if group_tokens is None:
