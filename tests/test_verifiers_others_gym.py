@@ -107,6 +107,16 @@ def test_rows_are_problems_that_can_be_made_again() -> None:
     assert other["problem"] != rows[0]["problem"]
 
 
+def test_rows_of_a_recipes_source() -> None:
+    train = list(gym.source_rows("gcd?min_numbers=3&max_numbers=3", stop=2))
+    assert json.loads(train[0]["entry"])["config"] == {"min_numbers": 3, "max_numbers": 3}
+    assert train == list(gym.source_rows("gcd?min_numbers=3&max_numbers=3", "train", 2))
+    held = list(gym.source_rows("gcd?min_numbers=3&max_numbers=3", "heldout", 2))
+    assert not {r["problem"] for r in train} & {r["problem"] for r in held}
+    with pytest.raises(UserError, match="NAME=VALUE"):
+        list(gym.source_rows("gcd?min_numbers", stop=2))
+
+
 def test_problems_that_depend_on_the_hash_seed_are_made_alike() -> None:
     """These differ between two ordinary processes; what `rows` writes is what `verify` makes."""
     for dataset in ("polynomial_multiplication", "word_ladder"):

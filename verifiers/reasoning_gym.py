@@ -15,6 +15,7 @@ Needs the extra `reasoning-gym`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -51,6 +52,24 @@ def rows(dataset: str, *, seed: int = 0, size: int = 500, **config: Any) -> Iter
             gold = item["gold"] if isinstance(item["gold"], str) and item["gold"] else NO_GOLD
             entry = json.dumps(job | {"index": index})
             yield {"problem": item["question"], "answer": gold, "family": dataset, "entry": entry}
+
+
+def source_rows(spec: str, split: str = "train", stop: int | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a recipe's source `hub: reasoning_gym:SPEC`.  SPEC is a data set with its settings behind
+    it, as in `n_queens?n=6&min_remove=2`; every name of a split is a seed of its own.  Pitfall: data sets
+    with few problems repeat some of them in other splits."""
+    dataset, _, query = spec.partition("?")
+    config: dict[str, Any] = {}
+    for setting in filter(None, query.split("&")):
+        key, equals, value = setting.partition("=")
+        if not (key and equals):
+            raise UserError(f"reasoning_gym:{spec}: {setting!r}: expected NAME=VALUE, joined by &")
+        try:
+            config[key] = json.loads(value)
+        except ValueError:
+            config[key] = value
+    seed = int.from_bytes(hashlib.blake2b(split.encode(), digest_size=4).digest(), "big")
+    yield from rows(dataset, seed=seed, size=500 if stop is None else stop, **config)
 
 
 def verify(
