@@ -36,10 +36,10 @@ def test_spelled_out_tags_differ_from_ids_of_a_real_tokenizer():
     tokenizer = tokenizers.train(["<think>two and two</think>four, he said"] * 30, 400)
     typed = tokenizer.encode("<think>two</think>four")
     meant = [tokenizer.think_id, *tokenizer.encode("two"), tokenizer.end_think_id, *tokenizer.encode("four")]
-    row = {"think_ids": [tokenizer.think_id, tokenizer.end_think_id]}
+    tags = (tokenizer.think_id, tokenizer.end_think_id)
     assert tokenizer.text(typed) == tokenizer.text(meant)
-    assert format_think(tokenizer.text(meant), completion_ids=meant, **row).reward == 1.0
-    verdict = format_think(tokenizer.text(typed), completion_ids=typed, **row)
+    assert format_think(tokenizer.text(meant), tag_counts=[meant.count(t) for t in tags]).reward == 1.0
+    verdict = format_think(tokenizer.text(typed), tag_counts=[typed.count(t) for t in tags])
     assert verdict.reward == 0.0 and "spelled out" in verdict.reason
 
 

@@ -6,8 +6,8 @@ completion starts inside it and must hold the closing tag only.
 
 Tags as ids.  Where the tokenizer has single ids for the tags, a tag spelled out in characters decodes to the
 same text as the id, and only the id is what the model was trained on and what ends a thought.  A row that
-carries `completion_ids` (the ids of `completion`) and `think_ids` (opening, closing; None where the tokenizer
-has no single id) is held to ids: a spelled-out tag is no tag.  Without them the text alone is judged.
+carries `tag_counts`, how often the opening and the closing id stand in the completion (None where the
+tokenizer has no such id), is held to ids: a spelled-out tag is no tag.  Without it the text alone is judged.
 
 `cap` bounds what format can earn, so that it cannot outweigh the answer.  Thought and answer must each show
 something: white space and invisible characters are nothing.
@@ -32,17 +32,16 @@ def verify(
     *,
     prefilled: bool = False,
     cap: float = 1.0,
-    completion_ids: Sequence[int] | None = None,
-    think_ids: Sequence[int | None] | None = None,
+    tag_counts: Sequence[int | None] | None = None,
     **row: Any,
 ) -> Verdict:
     if not 0 < cap <= 1:
         return failed(f"row: cap must be above 0 and at most 1: {cap!r}")
-    if think_ids is not None and len(think_ids) != 2:
-        return failed(f"row: think_ids is (id of {OPEN}, id of {CLOSE}): {think_ids!r}")
+    if tag_counts is not None and len(tag_counts) != 2:
+        return failed(f"row: tag_counts is [times {OPEN}, times {CLOSE}] as ids: {tag_counts!r}")
     fault = _fault_of_text(completion, prefilled)
-    if not fault and completion_ids is not None and think_ids is not None:
-        fault = _fault_of_ids(completion, completion_ids, think_ids)
+    if not fault and tag_counts is not None:
+        fault = _fault_of_ids(completion, tag_counts)
     if fault:
         return Verdict(0.0, fault)
     return Verdict(float(cap), "one thought, then an answer")
@@ -62,10 +61,9 @@ def _fault_of_text(completion: str, prefilled: bool) -> str:
     return "" if _visible(rest) else "no answer after the thought"
 
 
-def _fault_of_ids(completion: str, ids: Sequence[int], think_ids: Sequence[int | None]) -> str:
-    for tag, wanted in zip((OPEN, CLOSE), think_ids, strict=True):
-        in_text = completion.count(tag)
-        if wanted is not None and (as_ids := sum(i == wanted for i in ids)) != in_text:
+def _fault_of_ids(completion: str, tag_counts: Sequence[int | None]) -> str:
+    for tag, as_ids in zip((OPEN, CLOSE), tag_counts, strict=True):
+        if as_ids is not None and as_ids != (in_text := completion.count(tag)):
             return f"{tag} stands {in_text} times in the text, {as_ids} times as its id: it is spelled out"
     return ""
 
