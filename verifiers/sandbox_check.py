@@ -34,8 +34,8 @@ def attempt(what, *args, **kw):
     return result
 """
 
-# Placeholders: SECRET a file that everybody may read, TARGET one that everybody may write, PORT of a server on
-# loopback, PARENT the pid of the caller.
+# Placeholders: SECRET a file that everybody may read, TARGET one that everybody may write, PORT of a server
+# on loopback, PARENT the pid of the caller.
 ATTACKS = {
     "read a secret file": """
 attempt(open, SECRET)
@@ -93,7 +93,7 @@ except OSError: pass
 for pid in pids: os.kill(pid, signal.SIGKILL)
 """,
     "take 2 GiB of memory": """
-attempt(lambda: len(bytearray(b'x') * (2 << 30)))
+attempt(lambda: len(bytes(2 << 30)))
 """,
     "outlive its run": """
 if os.fork() == 0:
@@ -107,10 +107,25 @@ os.wait()
 """,
 }
 
+# The layers that stop them, written as in `demand`: without one of each, an attack is not held against the
+# sandbox, since its caller has said that it will do without.
+STOPPED_BY = {
+    "read a secret file": ("landlock|mount",),
+    "write outside of its folder": ("landlock|mount",),
+    "reach the network": ("seccomp",),
+    "signal the caller": ("uid|pid|seccomp",),
+    "look into the caller": ("seccomp", "landlock|mount"),
+    "gain rights": ("uid|user", "seccomp"),
+    "start many processes": ("rlimits", "uid|user"),
+    "take 2 GiB of memory": ("rlimits",),
+    "outlive its run": (),
+}
+
 
 @dataclass(frozen=True)
 class Result:
     attack: str
+    expected: bool  # whether the layers at hand should stop it
     held: bool
     told: str  # what the attack printed, or how it ended
 
@@ -124,7 +139,7 @@ class Report:
 
     @property
     def breaches(self) -> list[Result]:
-        return [result for result in self.results if not result.held]
+        return [result for result in self.results if result.expected and not result.held]
 
 
 def attack_source(name: str, **places: Any) -> str:
@@ -141,7 +156,8 @@ def attack(sandbox: Sandbox) -> tuple[Result, ...]:
             path.chmod(0o666)
         os.chmod(folder, 0o755)  # only the sandbox is to be in the way
         places = {
-            "SECRET": str(secret), "TARGET": str(target), "PORT": server.getsockname()[1], "PARENT": os.getpid(),
+            "SECRET": str(secret), "TARGET": str(target), "PORT": server.getsockname()[1],
+            "PARENT": os.getpid(),
         }  # fmt: skip
         return tuple(_one(sandbox, name, attack_source(name, **places)) for name in ATTACKS)
 
@@ -156,9 +172,9 @@ def _one(sandbox: Sandbox, name: str, source: str) -> Result:
             over = ours.recv(1) == b""  # the end of the channel: nobody holds it any more
         except OSError:
             over = False
-    return Result(
-        name, held(outcome, sandbox.layers) and over, told(outcome) if over else "a process outlived"
-    )
+    expected = all(any(layer in sandbox.layers for layer in wish.split("|")) for wish in STOPPED_BY[name])
+    text = told(outcome) if over else "a process outlived its run"
+    return Result(name, expected, over and held(outcome, sandbox.layers), text)
 
 
 def held(outcome: Outcome, layers: tuple[str, ...]) -> bool:
@@ -184,7 +200,7 @@ def self_test(sandbox: Sandbox) -> None:
     """Once in a process for each set of layers: SandboxError if an attack gets through."""
     if sandbox.layers in _passed:
         return
-    breaches = [result for result in attack(sandbox) if not result.held]
+    breaches = [result for result in attack(sandbox) if result.expected and not result.held]
     if breaches:
         lines = [f"  {result.attack}: {result.told}" for result in breaches]
         raise SandboxError(
@@ -233,6 +249,10 @@ def measure(n: int = 500, namespaces: str = "auto", source: bytes = SMALL_TEST) 
     }  # fmt: skip
 
 
+def verdict(result: Result) -> str:
+    return "held" if result.held else "BREACH" if result.expected else "works here"
+
+
 def main() -> int:
     status = 0
     for namespaces in ("off", "auto"):
@@ -243,7 +263,7 @@ def main() -> int:
         for note in report.notes:
             print(f"  note: {note}")
         for result in report.results:
-            print(f"  {'held  ' if result.held else 'BREACH'}  {result.attack}  ({result.told})")
+            print(f"  {verdict(result)}  {result.attack}  ({result.told})")
         status |= bool(report.breaches)
     return status
 

@@ -23,20 +23,21 @@ import os
 # name, number on x86-64, number on aarch64 (- where there is none)
 NETWORK = """socket 41 198, connect 42 203, bind 49 200, listen 50 201, accept 43 202, accept4 288 242"""
 PROCESSES = """ptrace 101 117, process_vm_readv 310 270, process_vm_writev 311 271, process_madvise 440 440,
-process_mrelease 448 448, kcmp 312 272, pidfd_getfd 438 438, personality 135 92""" MOUNTS = """mount 165 40,
-umount2 166 39, pivot_root 155 41, chroot 161 51, move_mount 429 429, open_tree 428 428, fsopen 430 430,
-fsconfig 431 431, fsmount 432 432, fspick 433 433, mount_setattr 442 442, unshare 272 97, setns 308 268,
-name_to_handle_at 303 264, open_by_handle_at 304 265, statmount 457 457, listmount 458 458""" MACHINE =
-"""acct 163 89, swapon 167 224, swapoff 168 225, reboot 169 142, settimeofday 164 170, clock_settime 227
-112, clock_adjtime 305 266, adjtimex 159 171, sethostname 170 161, setdomainname 171 162, iopl 172 -, ioperm
-173 -, quotactl 179 60, quotactl_fd 443 443, syslog 103 116, vhangup 153 58, nfsservctl 180 42, kexec_load
-246 104, kexec_file_load 320 294, init_module 175 105, finit_module 313 273, delete_module 176 106,
-create_module 174 -, get_kernel_syms 177 -, query_module 178 -, sync 162 81, syncfs 306 267,
-lsm_set_self_attr 460 460""" SURFACE = """bpf 321 280, perf_event_open 298 241, userfaultfd 323 282,
-lookup_dcookie 212 18, modify_ldt 154 -, uselib 134 -, ustat 136 -, sysfs 139 -, _sysctl 156 -,
-set_mempolicy 238 237, mbind 237 235, migrate_pages 256 238, ioprio_set 251 30, move_pages 279 239,
-set_mempolicy_home_node 450 450, fanotify_init 300 262, fanotify_mark 301 263, vmsplice 278 75, io_setup 206
-0"""
+process_mrelease 448 448, kcmp 312 272, pidfd_getfd 438 438, personality 135 92"""
+MOUNTS = """mount 165 40, umount2 166 39, pivot_root 155 41, chroot 161 51, move_mount 429 429,
+open_tree 428 428, fsopen 430 430, fsconfig 431 431, fsmount 432 432, fspick 433 433, mount_setattr 442 442,
+unshare 272 97, setns 308 268, name_to_handle_at 303 264, open_by_handle_at 304 265, statmount 457 457,
+listmount 458 458"""
+MACHINE = """acct 163 89, swapon 167 224, swapoff 168 225, reboot 169 142, settimeofday 164 170,
+clock_settime 227 112, clock_adjtime 305 266, adjtimex 159 171, sethostname 170 161, setdomainname 171 162,
+iopl 172 -, ioperm 173 -, quotactl 179 60, quotactl_fd 443 443, syslog 103 116, vhangup 153 58,
+nfsservctl 180 42, kexec_load 246 104, kexec_file_load 320 294, init_module 175 105, finit_module 313 273,
+delete_module 176 106, create_module 174 -, get_kernel_syms 177 -, query_module 178 -, sync 162 81,
+syncfs 306 267, lsm_set_self_attr 460 460"""
+SURFACE = """bpf 321 280, perf_event_open 298 241, userfaultfd 323 282, lookup_dcookie 212 18,
+modify_ldt 154 -, uselib 134 -, ustat 136 -, sysfs 139 -, _sysctl 156 -, set_mempolicy 238 237, mbind 237 235,
+migrate_pages 256 238, move_pages 279 239, set_mempolicy_home_node 450 450, fanotify_init 300 262,
+fanotify_mark 301 263, vmsplice 278 75, io_setup 206 0, ioprio_set 251 30"""
 OBJECTS = """add_key 248 217, request_key 249 218, keyctl 250 219, memfd_create 319 279, memfd_secret 447 447,
 shmget 29 194, shmat 30 196, shmctl 31 195, shmdt 67 197, semget 64 190, semop 65 193, semctl 66 191,
 semtimedop 220 192, msgget 68 186, msgsnd 69 189, msgrcv 70 188, msgctl 71 187, mq_open 240 180,
