@@ -32,7 +32,7 @@ WALL_SECONDS = 120.0  # the first row waits for the sandbox, which imports the p
 MEMORY_MB = 8192  # address space, the sandbox's included
 WORKERS = 4
 INSIDE = "onebase.verifiers.reasoning_gym_inside"
-LIMITS = Limits(cpu_seconds=10.0, wall_seconds=60.0, memory_mb=2048)
+LIMITS = Limits(cpu_seconds=6.0, wall_seconds=60.0, memory_mb=2048)
 MAKING = Limits(cpu_seconds=100.0, wall_seconds=300.0, memory_mb=4096, output_bytes=256 << 20)
 CHUNK = 20  # problems made in one run
 NO_GOLD = "(no answer is known; answers are scored)"
