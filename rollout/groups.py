@@ -38,6 +38,17 @@ def completion_text(tokenizer: ChatTokenizer, rollout: Rollout, sampling: Sampli
     return THINK + text if sampling.think == "open" else text
 
 
+def facts(tokenizer: ChatTokenizer, rollout: Rollout, sampling: Sampling) -> dict[str, Any]:
+    """What verifiers are told of a completion beside its text: its length, and how many thoughts it opens and
+    closes by token ids, which its text cannot show (a spelled-out tag reads the same)."""
+    ids = rollout.completion_ids
+    out: dict[str, Any] = {"n_tokens": len(ids)}
+    if tokenizer.think_id is not None and tokenizer.end_think_id is not None:
+        opened = ids.count(tokenizer.think_id) + (sampling.think == "open")
+        out["tag_counts"] = [opened, ids.count(tokenizer.end_think_id)]
+    return out
+
+
 def requests_of(
     tokenizer: ChatTokenizer,
     rows: Sequence[dict[str, Any]],
@@ -78,7 +89,10 @@ def judged(
     assert len(rollouts) == group_size * len(rows), f"{len(rollouts)=} {len(rows)=}"
     texts = [completion_text(tokenizer, r, sampling) for r in rollouts]
     owners = [rows[i // group_size] for i in range(len(rollouts))]
-    asked = [o | {"n_tokens": len(r.completion_ids)} for o, r in zip(owners, rollouts, strict=True)]
+    asked = [
+        row | facts(tokenizer, r, sampling) | {"group": first + i // group_size}
+        for i, (row, r) in enumerate(zip(owners, rollouts, strict=True))
+    ]
     scored = score(asked, texts, terms, step)
     return [
         ScoredRollout(row, first + i // group_size, rollout, text, s)
