@@ -256,10 +256,12 @@ def _pool(verifier: str, workers: int | None, ray: bool) -> Pool:
 
 
 def on_ray() -> bool:
-    """Whether verifiers run on a Ray cluster: the process is connected to one, or RAY_ADDRESS names it."""
+    """Whether verifiers run on a Ray cluster: RAY_ADDRESS names it, or the process is connected to one that
+    has more nodes than this."""
     if os.environ.get("RAY_ADDRESS"):
         return True
-    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized() and sum(node["Alive"] for node in ray.nodes()) > 1
 
 
 # What came of it, for the metrics of a step.

@@ -124,6 +124,9 @@ class Ahead:
             thread.join(timeout=60)
         with self.lock:
             self.engine.clear()
+            close = getattr(self.engine, "close", None)
+            if close is not None:
+                close()
 
     # -- under the lock
 

@@ -22,6 +22,7 @@ from onebase.stage import StageRun
 from onebase.tokenizer import ChatTokenizer
 
 Rows = Callable[[int], list[dict[str, Any]]]
+SHARED = 0.4  # an engine's share of a GPU on which the trainer lives, too
 LARGE = 1_000_000_000  # parameters from which `auto` takes vLLM
 
 
@@ -74,20 +75,30 @@ def make_source(
     groups = (tokenizer, rows_of, stage.group_size, stage.sampling, stage.rewards, run.seed)
     assert run.init is not None
     if engines.replicas:
-        from onebase.rollout.ray_pool import EngineSpec, RayEngines
+        from onebase.rollout.ray_engine import EngineSpec
+        from onebase.rollout.ray_pool import RayEngines
+        from onebase.rollout.ray_start import Place
 
         spec = EngineSpec(
-            name, run.init, run.recipe.dtype, run.device, stage.slots, length, tokenizer.pad_id, cut,
-            stage.correction.replay_routes,
-        )  # fmt: skip
-        pool = RayEngines(spec, engines.replicas)
+            "vllm" if name == "vllm" else "torch",
+            run.init,
+            run.recipe.dtype,
+            stage.slots,
+            length,
+            device=run.device,
+            record_routes=stage.correction.replay_routes,
+            cut=cut,
+            memory_share=SHARED if run.device != "cpu" else 0.85,
+        )
+        gpus = 0.0 if run.device == "cpu" else SHARED  # the trainer, outside of Ray, has the rest of one GPU
+        pool = RayEngines(spec, engines.replicas, place=Place(cpus=0.5, gpus=gpus))
         sync = WeightSync(model, pool, engines.mismatch == "warn")
         return Ahead(pool, sync, *groups, stage.steps, engines.staleness)
     if name == "torch":
         return Synchronous(own, None, *groups)
     from onebase.rollout.vllm_engine import VLLMEngine
 
-    share = 0.4 if run.device != "cpu" else 0.85  # the trainer lives on the same GPU
+    share = SHARED if run.device != "cpu" else 0.85
     engine = VLLMEngine(
         run.init,
         run.recipe.dtype,
