@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,7 +102,7 @@ def test_reading_files(sandbox: Sandbox, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("the expected answer")
     for folder in [secret, *secret.parents][:-1]:
-        if folder.owner() == Path.home().owner() and folder != Path("/tmp"):
+        if folder.stat().st_uid == os.geteuid() and str(folder).startswith(tempfile.gettempdir() + "/"):
             folder.chmod(folder.stat().st_mode | 0o755)  # only the sandbox is to be in the way
     import numpy
 
@@ -156,19 +157,12 @@ for kind in (socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
     attempt(socket.socketpair, socket.AF_UNIX, kind)
 a, b = socket.socketpair()
 attempt(a.connect, '\\0onebase'); attempt(a.bind, '\\0onebase'); attempt(a.sendto, b'x', '/dev/log')
-attempt(socket.getaddrinfo, 'localhost', 80, type=socket.SOCK_STREAM) and print('resolved')
 libc = ctypes.CDLL(None, use_errno=True)
 if libc.syscall(425, 8, ctypes.create_string_buffer(200)) >= 0: print('BREACH io_uring')
 print('tried')
 """
         )
-        outcome = run(
-            sandbox,
-            source.replace(
-                "attempt(socket.getaddrinfo, 'localhost', 80, type=socket.SOCK_STREAM) and print('resolved')\n",
-                "",
-            ),
-        )
+        outcome = run(sandbox, source)
         dead_end(outcome)
         server.settimeout(0)
         with pytest.raises(OSError):

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from onebase.verifiers import sandbox_box, sandbox_namespaces
+from onebase.verifiers import sandbox_box, sandbox_cgroup, sandbox_namespaces
 from onebase.verifiers.sandbox_child import after_fork
 from onebase.verifiers.sandbox_imports import Packages
 from onebase.verifiers.sandbox_layers import NAMESPACES, PR_SET_CHILD_SUBREAPER, Plan, claim_uids, prctl
@@ -183,6 +183,21 @@ def inside_namespaces(plan: Plan, shown: View, config: dict[str, Any]) -> None:
     plan.box = sandbox_namespaces.BOX
 
 
+def counted(plan: Plan, zygote: int) -> str:
+    """Put the zygote into a cgroup of its own; why not, or an empty text."""
+    if "switched off" in plan.missing.get("pid", ""):
+        return plan.missing["pid"]
+    try:
+        plan.cgroup = sandbox_cgroup.make()
+        plan.cgroup.join(zygote)
+    except OSError as error:
+        if plan.cgroup is not None:
+            plan.cgroup.remove()
+        plan.cgroup = None
+        return f"{error} (a group with the memory and pids controllers must be writable)"
+    return ""
+
+
 def attend(plan: Plan, zygote: int, caller: int, line: socket.socket) -> None:
     """Answer the zygote until it has ended.  When the caller is gone the zygote is told, and given a
     second."""
@@ -190,7 +205,7 @@ def attend(plan: Plan, zygote: int, caller: int, line: socket.socket) -> None:
     poll = select.poll()
     for fd in (child, caller, line.fileno()):
         poll.register(fd, select.POLLIN)
-    watch, box, patience = Watch(plan, str(zygote), 0.0), -1, None
+    watch, box, patience, kills = Watch(plan, str(zygote), 0.0), -1, None, 0
     try:
         while True:
             ready = [fd for fd, _ in poll.poll(patience)]
@@ -203,8 +218,16 @@ def attend(plan: Plan, zygote: int, caller: int, line: socket.socket) -> None:
                     poll.unregister(line)
                 elif isinstance(request, list):
                     plan.layers, box = request, fds[0]
+                    line.send(marshal.dumps(counted(plan, zygote)))
                 elif request == "wipe":
                     sandbox_box.wipe(box)
+                    line.send(b"done")
+                elif request == "starved":
+                    before, kills = kills, plan.cgroup.kills() if plan.cgroup else 0
+                    line.send(marshal.dumps(kills > before))
+                elif len(request) == 2:
+                    assert plan.cgroup is not None
+                    plan.cgroup.limit(*request)
                     line.send(b"done")
                 else:
                     started, limits, cpu = request
@@ -219,3 +242,5 @@ def attend(plan: Plan, zygote: int, caller: int, line: socket.socket) -> None:
         os.waitpid(zygote, 0)
         ended = Ended()
         reap_all(plan, plan.uids, 0, ended, kill=True)  # had the zygote been killed, its run came to us
+        if plan.cgroup is not None:
+            plan.cgroup.remove()
