@@ -35,8 +35,8 @@ code += s.refusals([s.MOUNTS.replace('chroot 161 51,', ''), s.MACHINE, 'bpf 321 
                     'keyctl 250 219, add_key 248 217, request_key 249 218'], column, errno.EPERM)
 code += s.refusals(['clone3 435 435'], column, errno.ENOSYS)
 code += s.rule('clone 56 220', column, [
-    (s.LOAD, 0, 0, s.argument(0)), (s.JUMP_SET, 0, 1, s.NEW_NAMESPACES), (s.RETURN, 0, 0, s.ERRNO | errno.EPERM),
-    (s.RETURN, 0, 0, s.ALLOW)])
+    (s.LOAD, 0, 0, s.argument(0)), (s.JUMP_SET, 0, 1, s.NEW_NAMESPACES),
+    (s.RETURN, 0, 0, s.ERRNO | errno.EPERM), (s.RETURN, 0, 0, s.ALLOW)])
 s.install([*code, (s.RETURN, 0, 0, s.ALLOW)], ctypes.CDLL(None, use_errno=True))
 """
 CAPABILITIES = """
@@ -61,7 +61,8 @@ from onebase.verifiers import sandbox_check
 asked = json.load(sys.stdin)
 answer = {}
 try:
-    with Sandbox(demand=asked['demand'], namespaces=asked['namespaces'], limits=Limits(cpu_seconds=2, wall_seconds=8)) as sandbox:
+    limits = Limits(cpu_seconds=2, wall_seconds=8)
+    with Sandbox(limits, demand=asked['demand'], namespaces=asked['namespaces']) as sandbox:
         answer['layers'], answer['missing'], answer['notes'] = sandbox.layers, sandbox.missing, sandbox.notes
         answer['attacks'] = [[r.attack, r.expected, r.held, r.told] for r in sandbox_check.attack(sandbox)]
         answer['runs'] = []
@@ -101,10 +102,9 @@ def restricted(
     if wrapper and os.geteuid() != 0:
         pytest.skip("only root can give up rights to see what is left")
     asked = json.dumps({"sources": sources, "demand": demand, "namespaces": namespaces})
-    done = subprocess.run(
-        [interpreter(NOBODY in wrapper), "-s", "-S", "-c", wrapper + DRIVER], input=asked, capture_output=True,
-        text=True, timeout=120, cwd="/", env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "TMPDIR": "/tmp"},
-    )  # fmt: skip
+    command = [interpreter(NOBODY in wrapper), "-s", "-S", "-c", wrapper + DRIVER]
+    env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "TMPDIR": "/tmp"}
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=120, cwd="/", env=env)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -121,7 +121,13 @@ for pid in (os.getppid(), 1, -1, 0):
             except OSError: pass
 print('alive')
 """
-LITTER = "import os\nos.makedirs('a/b/c'); open('a/b/f', 'w')\ntry: os.chmod('a/b', 0)\nexcept OSError: pass\nprint(1)"
+LITTER = """
+import os
+os.makedirs('a/b/c'); open('a/b/f', 'w')
+try: os.chmod('a/b', 0)
+except OSError: pass
+print(1)
+"""
 SOURCES = [IDENTITY, FORK, THREADS, SIGNALS, LITTER, "import os; print(os.listdir('.'))"]
 
 
@@ -139,7 +145,7 @@ def held(answer: dict[str, Any]) -> None:
 def test_root_of_a_default_container() -> None:
     answer = restricted(CONTAINER, SOURCES, ("rlimits", "uid", "seccomp", "landlock"))
     held(answer)
-    assert answer["layers"] == ["rlimits", "uid", "seccomp", "landlock"]
+    assert answer["layers"][:4] == ["rlimits", "uid", "seccomp", "landlock"] and "pid" not in answer["layers"]
     assert "not permitted" in answer["missing"]["pid"]
     uid, pid, _ = answer["runs"][0][2].split(" ", 2)
     assert int(uid) > 10_000 and int(pid) > 2
@@ -160,8 +166,8 @@ def test_an_ordinary_user() -> None:
 
 
 def test_an_ordinary_user_of_a_default_container() -> None:
-    """Nothing but rlimits, seccomp and Landlock: a run is one process then, because no other could be told from
-    the caller's."""
+    """Nothing but rlimits, seccomp and Landlock: a run is one process then, because no other could be told
+    from the caller's."""
     asked = ("rlimits", "seccomp", "landlock")
     answer = restricted(CONTAINER + NOBODY, SOURCES, asked)
     held(answer)
@@ -189,21 +195,26 @@ def test_the_systems_interpreter() -> None:
     code = """
 from onebase.verifiers.sandbox import Sandbox
 from onebase.verifiers.sandbox_script import ENTRY
+source = b'''
+import ssl, sqlite3, subprocess, sys
+print(subprocess.run([sys.executable, '-S', '-c', 'print(6*7)'], capture_output=True))
+'''
 for namespaces in ('off', 'auto'):
     with Sandbox(demand=('rlimits', 'seccomp'), namespaces=namespaces) as s:
-        print(s.start(ENTRY, b"import ssl, sqlite3, subprocess, sys; print(subprocess.run([sys.executable, '-S', '-c', 'print(6*7)'], capture_output=True))").wait())
+        print(s.start(ENTRY, source).wait().stdout)
 """
     done = subprocess.run([path, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
     if "SyntaxError" in done.stderr or "requires" in done.stderr:
         pytest.skip("the system's python3 is too old")
-    assert done.stdout.count("stdout=b'42") == 2, (done.stdout, done.stderr)
+    assert done.stdout.count("42") == 2, (done.stdout, done.stderr)
 
 
 HOST = """
 import os, sys, time
 from onebase.verifiers.sandbox import Sandbox, Limits
 from onebase.verifiers.sandbox_script import ENTRY
-s = Sandbox(namespaces=sys.argv[1], demand=('rlimits', 'seccomp'), limits=Limits(cpu_seconds=60, wall_seconds=100))
+limits = Limits(cpu_seconds=60, wall_seconds=100)
+s = Sandbox(limits, namespaces=sys.argv[1], demand=('rlimits', 'seccomp'))
 if sys.argv[2] == 'sibling' and os.fork() == 0: time.sleep(100)
 run = s.start(ENTRY, b'''
 import os, time

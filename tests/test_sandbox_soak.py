@@ -112,8 +112,8 @@ def test_the_attacks_of_the_self_test_succeed_outside(name: str, tmp_path: Path)
     (tmp_path / "target").write_text("x")
     with socket.create_server(("127.0.0.1", 0)) as server:
         source = sandbox_check.attack_source(
-            name, SECRET=str(tmp_path / "secret"), TARGET=str(tmp_path / "target"), PORT=server.getsockname()[1],
-            PARENT=os.getpid(),
+            name, SECRET=str(tmp_path / "secret"), TARGET=str(tmp_path / "target"), PARENT=os.getpid(),
+            PORT=server.getsockname()[1],
         )  # fmt: skip
         work = tmp_path / "work"
         work.mkdir()
@@ -153,7 +153,7 @@ def test_cgroups_are_removed_and_hold() -> None:
 
 
 def test_cgroup_version_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a tree of plain files: the group beside this process's own is found, and what is written there."""
+    """Against a tree of plain files: the group beside this process's own is found, and written to."""
     slice_ = tmp_path / "user.slice"
     own = slice_ / "session.scope"
     own.mkdir(parents=True)

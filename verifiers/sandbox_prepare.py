@@ -69,8 +69,8 @@ def put_on(plan: Plan, rules: int, packages: Packages, results: dict[str, Any]) 
             hold_open(plan, packages, results["closed"])
     else:
         plan.uids = []
-        # The process limit counts all tasks of a uid; in a user namespace of its own, and by kernels from 5.14
-        # on, only those inside: here this one.
+        # The process limit counts all tasks of a uid; in a user namespace of its own, and by kernels from
+        # 5.14 on, only those inside: here this one.
         inside = plan.has("user") and results.get("fork") == ""
         plan.other_tasks = 1 if inside else tasks_of(plan, os.getuid())
     if plan.has("rlimits"):

@@ -144,6 +144,25 @@ def footprint(sandbox: Sandbox) -> dict[str, int]:
     }
 
 
+def left_behind(sandbox: Sandbox) -> list[str]:
+    """What of earlier runs is still there: processes, files, a folder that is not as it was."""
+    assert sandbox._zygote is not None
+    found = [f"process {pid}" for pid in family(sandbox._zygote.process.pid)[1:]]
+    look = b"import os; print(os.getuid(), oct(os.stat('.').st_mode), os.listdir('.'))"
+    outcome = sandbox.start(ENTRY, look).wait()
+    if not outcome.stdout.endswith(b" 0o40700 []\n"):
+        found.append(f"the folder: {outcome}")
+    if "uid" in sandbox.layers:
+        first = int(outcome.stdout.split()[0]) // 32 * 32  # a sandbox's uids begin at a multiple of that
+        for path in Path("/proc").glob("[0-9]*/status"):
+            try:
+                uid = int(path.read_text().split("Uid:")[1].split()[0])
+            except OSError:
+                continue
+            found += [f"{path.parent.name} has uid {uid}"] if first <= uid < first + 32 else []
+    return found
+
+
 def family(pid: int) -> list[int]:
     """All descendants of a process."""
     found: list[int] = []
