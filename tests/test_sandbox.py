@@ -145,6 +145,8 @@ sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', 'test_it.py']))
         test = b"import pytest\n@pytest.mark.parametrize('x', [1, 2])\ndef test_x(x): assert x == 1\n"
         outcome = run(sandbox, source, files={"test_it.py": test})
         assert outcome.code == 1 and b"1 failed, 1 passed" in outcome.stdout, outcome
+    with Sandbox(demand=DEMAND, packages=("numpy",), preload=("numpy",)) as sandbox:
+        assert run(sandbox, "import numpy.linalg; print(numpy.ones(3) @ numpy.ones(3))").stdout == b"3.0\n"
     with pytest.raises(SandboxError, match="no_such_package"):
         Sandbox(demand=DEMAND, packages=("no_such_package",))
 
@@ -283,6 +285,28 @@ def test_closed_and_broken_sandboxes_are_errors() -> None:
     sandbox.close()
     with pytest.raises(SandboxError, match="closed"):
         run(sandbox, "")
+
+
+def test_closing_from_another_thread_ends_a_run() -> None:
+    sandbox = Sandbox(demand=DEMAND)
+    going = sandbox.start(ENTRY, b"import time; time.sleep(60)")
+    timer = threading.Timer(0.2, sandbox.close)
+    timer.start()
+    with pytest.raises(SandboxError):
+        going.wait()
+    timer.join()
+
+
+def test_a_process_that_the_caller_forked_starts_its_own() -> None:
+    with Sandbox(demand=DEMAND) as sandbox:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os._exit(0 if run(sandbox, "print(1)").stdout == b"1\n" else 1)
+            finally:
+                os._exit(2)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert run(sandbox, "print(2)").stdout == b"2\n"
 
 
 def test_threads_take_turns(sandbox: Sandbox) -> None:

@@ -137,6 +137,19 @@ def test_the_self_test_holds_and_a_sandbox_that_fails_it_is_none(monkeypatch: py
         Sandbox(demand=("rlimits",))
 
 
+def test_doctor_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onebase.doctor import sandbox_checks
+
+    rows = {row.name: row for row in sandbox_checks()}
+    assert rows["sandbox self-test"].state in ("ok", "note") and "rlimits" in rows["sandbox"].found
+    assert all(row.state != "bad" for row in rows.values())
+    monkeypatch.setitem(sandbox_check.ATTACKS, "take 2 GiB of memory", "print('BREACH')")
+    assert [row.state for row in sandbox_checks() if row.name == "sandbox self-test"] == ["bad"]
+    monkeypatch.setattr(sys, "platform", "darwin")
+    (row,) = sandbox_checks()
+    assert row.state == "note" and "Linux" in row.found
+
+
 def test_cgroups_are_removed_and_hold() -> None:
     """Where this machine lets us make one."""
     with Sandbox(demand=()) as sandbox:

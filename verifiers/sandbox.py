@@ -27,7 +27,8 @@ from typing import Any
 
 from onebase.verifiers.sandbox_process import SandboxError, Zygote
 
-DEMAND = ("rlimits", "uid", "seccomp", "landlock")
+# What a run must have: where no uid of its own is to be had (an ordinary user), a pid namespace of its own.
+DEMAND = ("rlimits", "seccomp", "landlock", "uid|pid")
 GRACE_SECONDS = 15.0  # past the wall limit, the warm process itself is taken for dead
 
 
@@ -251,7 +252,11 @@ class Run:
     def _pump(self, channel: socket.socket | None, end: float | None = None) -> bool:
         """One round of reading; True when the channel has something to read."""
         poll = select.poll()
-        poll.register(self._zygote.socket, select.POLLIN)
+        line = self._zygote.socket.fileno()
+        if line < 0:
+            self._close()
+            raise SandboxError("the sandbox was closed while it ran")
+        poll.register(line, select.POLLIN)
         for fd in self._open:
             poll.register(fd, select.POLLIN)
         if channel is not None:
@@ -264,7 +269,7 @@ class Run:
                 raise SandboxError("the sandbox's warm process does not answer: it was ended")
             for fd in ready & self._open:
                 self._read(fd)
-            if self._zygote.socket.fileno() in ready:
+            if line in ready:
                 self._finish(self._zygote.receive())
         except SandboxError:
             self._close()

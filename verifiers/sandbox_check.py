@@ -21,6 +21,7 @@ from typing import Any
 from onebase.verifiers.sandbox import Limits, Outcome, Sandbox, SandboxError
 from onebase.verifiers.sandbox_script import ENTRY
 
+BASIC = ("rlimits", "uid", "seccomp", "landlock")  # the layers that a default container has
 LIMITS = Limits(cpu_seconds=4.0, wall_seconds=15.0, memory_mb=256, processes=16)
 
 TRY = """

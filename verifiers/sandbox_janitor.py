@@ -157,6 +157,8 @@ def start(plan: Plan, shown: View, config: dict[str, Any], become_zygote: Callab
             os.write(told, error_text.encode() or b"ok")
             if not error_text:
                 plan.layers += attempt
+                if "user" not in attempt:
+                    plan.missing["user"] = "not needed: this process may make the other namespaces itself"
                 become_zygote()
             os._exit(1)
         os.close(told)

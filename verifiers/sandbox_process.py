@@ -51,7 +51,9 @@ class Zygote:
                 pass_fds=(theirs.fileno(),), cwd="/", start_new_session=True,
                 # Nothing of the caller's environment (tokens, keys) goes in; the seed of str hashes is
                 # fixed, so that the order of sets, and with it a verdict, is the same in every process.
-                env={"PATH": PATH, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"},
+                # Numeric libraries that start threads could not be forked.
+                env={"PATH": PATH, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1",
+                     "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
             )  # fmt: skip
         finally:
             theirs.close()

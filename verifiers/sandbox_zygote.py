@@ -47,7 +47,7 @@ def main(descriptor: int, folder: str) -> None:
     os.close(descriptor)
     for place in range(3, 16):  # these numbers are a run's: whatever is opened from here on lies above
         os.dup2(0, place, inheritable=False)
-    config = marshal.loads(ours.recv(MESSAGE))
+    config = marshal.loads(ours.recv(16 * MESSAGE))
     try:
         janitor = importlib.import_module("onebase.verifiers.sandbox_janitor")
         janitor.main(ours, config, lambda plan: serve(plan, ours, config))
