@@ -162,7 +162,7 @@ def sandbox_checks() -> Iterator[Check]:
     reasons = [
         f"no {layer}: {reason}"
         for layer, reason in full.missing.items()
-        if not reason.startswith("not needed")
+        if layer not in BASIC and not reason.startswith("not needed")
     ]
     advice = "; ".join(dict.fromkeys(reasons)) if not lacking else ""
     yield Check("sandbox, namespaces", "ok" if more else "note", ", ".join(more) or "none", advice)
