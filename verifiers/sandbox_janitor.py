@@ -31,6 +31,11 @@ WARM = (
     *("random", "re", "string", "threading", "typing"),
 )
 PREFIX = "onebase-box-"
+FORBIDDING = (
+    ("kernel/apparmor_restrict_unprivileged_userns", "1"),
+    ("kernel/unprivileged_userns_clone", "0"),
+    ("user/max_user_namespaces", "0"),
+)
 ATTEMPTS = (("pid", "mount", "net", "ipc", "uts"), ("user", "pid", "mount", "net", "ipc", "uts"))
 
 
@@ -90,10 +95,12 @@ def make_plan(tmp: str, line: socket.socket) -> tuple[Plan, int]:
     except (OSError, ValueError) as error:
         plan.missing["uid"] = str(error)
     sweep(tmp)
-    base = os.path.join(passable(tmp) if plan.uids else tmp, f"{PREFIX}{os.getpid()}-{os.urandom(6).hex()}")
-    os.mkdir(base, 0o700)
-    lock = os.open(base, os.O_RDONLY | os.O_CLOEXEC)
+    folder, name = passable(tmp) if plan.uids else tmp, f"{PREFIX}{os.getpid()}-{os.urandom(6).hex()}"
+    new, base = os.path.join(folder, f".{name}"), os.path.join(folder, name)
+    os.mkdir(new, 0o700)
+    lock = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
     fcntl.flock(lock, fcntl.LOCK_EX)
+    os.rename(new, base)  # only now can others' sweeping find it, and it is locked
     if plan.uids:
         os.chmod(base, 0o711)
     plan.box = os.path.join(base, "box")
@@ -171,12 +178,27 @@ def start(plan: Plan, shown: View, config: dict[str, Any], become_zygote: Callab
         os.waitpid(pid, 0)
         reasons.append(f"{'+'.join(attempt)}: {answer}")
     for name in NAMESPACES:
-        plan.missing[name] = "; ".join(reasons) or "switched off (namespaces='off')"
+        plan.missing[name] = (
+            "; ".join([*reasons, *forbidden()]) if reasons else "switched off (namespaces='off')"
+        )
     pid = os.fork()
     if pid == 0:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         become_zygote()
     return pid
+
+
+def forbidden() -> list[str]:
+    """Settings of the machine by which its owner keeps user namespaces from ordinary users."""
+    found = []
+    for path, value in FORBIDDING:
+        try:
+            with open(f"/proc/sys/{path}") as stream:
+                if stream.read().strip() == value:
+                    found.append(f"forbidden by {path.replace('/', '.')}={value}")
+        except OSError:
+            continue
+    return found
 
 
 def inside_namespaces(plan: Plan, shown: View, config: dict[str, Any]) -> None:

@@ -96,8 +96,9 @@ class Zygote:
             self.dead = True
             raise SandboxError(f"the sandbox's warm process is gone ({reason})")
         text = data.decode(errors="replace")
-        if text.startswith("error "):
-            raise SandboxError(text.removeprefix("error "))
+        if text.startswith(("error ", "broken ")):
+            self.dead = text.startswith("broken ")
+            raise SandboxError(text.partition(" ")[2])
         return text
 
     def close(self) -> None:

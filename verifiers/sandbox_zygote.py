@@ -50,9 +50,16 @@ def main(descriptor: int, folder: str) -> None:
     config = marshal.loads(ours.recv(16 * MESSAGE))
     try:
         janitor = importlib.import_module("onebase.verifiers.sandbox_janitor")
-        janitor.main(ours, config, lambda plan: serve(plan, ours, config))
+        janitor.main(ours, config, lambda plan: serve_or_tell(plan, ours, config))
     except Exception as error:
         reply(ours, f"error the sandbox did not start: {error}\n{traceback.format_exc()}")
+
+
+def serve_or_tell(plan: Plan, ours: socket.socket, config: dict[str, Any]) -> None:
+    try:
+        serve(plan, ours, config)
+    except Exception:
+        reply(ours, f"broken the sandbox's warm process ended\n{traceback.format_exc()}")
 
 
 def serve(plan: Plan, ours: socket.socket, config: dict[str, Any]) -> None:
