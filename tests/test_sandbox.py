@@ -174,8 +174,6 @@ LANGUAGES = {
     "node": (("node",), ["node", "m"], b"console.log(6*7)"),
     "gcc": (("/usr", "/bin", "/lib"), ["sh", "-c", "gcc -x c m -o a && ./a"],
             b'#include <stdio.h>\nint main() { printf("%d", 6 * 7); }'),
-    "java": (("java", "/usr/lib/jvm"), ["java", "--source", "11", "m"],
-             b"class M { public static void main(String[] a) { System.out.print(6 * 7); } }"),
 }  # fmt: skip
 
 

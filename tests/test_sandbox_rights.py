@@ -193,20 +193,21 @@ def test_the_systems_interpreter() -> None:
     if path is None:
         pytest.skip("the system has no python3")
     code = """
+import os
 from onebase.verifiers.sandbox import Sandbox
 from onebase.verifiers.sandbox_script import ENTRY
 source = b'''
 import ssl, sqlite3, subprocess, sys
 print(subprocess.run([sys.executable, '-S', '-c', 'print(6*7)'], capture_output=True))
 '''
-for namespaces in ('off', 'auto'):
-    with Sandbox(demand=('rlimits', 'seccomp'), namespaces=namespaces) as s:
+for namespaces in ('off', 'auto')[os.geteuid() != 0 :]:
+    with Sandbox(demand=('rlimits', 'seccomp', 'uid|pid'), namespaces=namespaces) as s:
         print(s.start(ENTRY, source).wait().stdout)
 """
     done = subprocess.run([path, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
     if "SyntaxError" in done.stderr or "requires" in done.stderr:
         pytest.skip("the system's python3 is too old")
-    assert done.stdout.count("42") == 2, (done.stdout, done.stderr)
+    assert done.stdout.count("42") == (1 if os.geteuid() else 2), (done.stdout, done.stderr)
 
 
 HOST = """
@@ -219,8 +220,10 @@ if sys.argv[2] == 'sibling' and os.fork() == 0: time.sleep(100)
 run = s.start(ENTRY, b'''
 import os, time
 open('left', 'w')
-for _ in range(3):
-    if os.fork() == 0: os.setsid()
+try:
+    for _ in range(3):
+        if os.fork() == 0: os.setsid()
+except PermissionError: pass  # a run is one process, where it has neither a uid nor a pid namespace
 print('running', flush=True)
 time.sleep(100)
 ''')
@@ -240,7 +243,7 @@ def test_a_killed_caller_takes_everything_along(namespaces: str, sibling: str) -
     janitor = int(host.stdout.readline())
     time.sleep(0.5)
     before = everything(janitor)
-    assert len(before) >= 4, "janitor, zygote, and the run's processes"
+    assert len(before) >= 3, "janitor, zygote, and the run's processes"
     os.kill(host.pid, signal.SIGKILL)
     host.wait()
     deadline = time.monotonic() + 2.0
@@ -254,7 +257,9 @@ def test_a_killed_caller_takes_everything_along(namespaces: str, sibling: str) -
 
 def test_a_killed_zygote_takes_its_run_along() -> None:
     """Without a pid namespace nobody but the janitor is left to end what the zygote had started."""
-    host = subprocess.Popen([sys.executable, "-c", HOST, "off", "none"], stdout=subprocess.PIPE)
+    host = subprocess.Popen(
+        [sys.executable, "-c", HOST, "off", "none"], stdout=subprocess.PIPE, start_new_session=True
+    )
     assert host.stdout is not None
     janitor = int(host.stdout.readline())
     time.sleep(0.5)

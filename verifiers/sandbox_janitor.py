@@ -242,6 +242,7 @@ def attend(plan: Plan, zygote: int, caller: int, line: socket.socket) -> None:
                     poll.unregister(line)
                 elif isinstance(request, list):
                     plan.layers, box = request, fds[0]
+                    plan.uids = plan.uids if plan.has("uid") else []
                     line.send(marshal.dumps(counted(plan, zygote)))
                 elif request == "wipe":
                     sandbox_box.wipe(box)
