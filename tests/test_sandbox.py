@@ -233,6 +233,9 @@ def test_a_channel_that_talks_while_output_floods(sandbox: Sandbox) -> None:
         (Limits(output_bytes=10), "print('x' * 11)", "output"),
         (Limits(), "import os; os.kill(os.getpid(), 9)", "signal"),
         (Limits(), "import os; os.abort()", "signal"),
+        (Limits(), "import os, signal; os.kill(os.getpid(), signal.SIGTERM)", "signal"),
+        (Limits(), "import signal, time; signal.alarm(1); time.sleep(9)", "signal"),
+        (Limits(), "import signal\ntry: signal.raise_signal(2)\nexcept KeyboardInterrupt: pass", "exit"),
     ],
 )  # fmt: skip
 def test_limits_end_a_run(sandbox: Sandbox, limits: Limits, source: str, how: str) -> None:

@@ -20,6 +20,13 @@ from typing import Any, NoReturn
 from onebase.verifiers.sandbox_layers import Plan, drop_capabilities, rlimits, stay_alone
 from onebase.verifiers.sandbox_view import which
 
+# As a fresh interpreter has them; the zygote ignores these.
+SIGNALS = (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGTERM, int(signal.SIG_DFL)),
+    (signal.SIGHUP, int(signal.SIG_DFL)),
+)
+set_handler = sys.modules["_signal"].signal  # without the conversions to enums and back of signal.signal
 CHANNEL, JOB, COMPLAIN, FIRST_FREE = 3, 4, 5, 6
 FIRST_KEPT = 100  # folders held open for imports, see sandbox_imports.Descriptors
 LAST = 1 << 20
@@ -35,6 +42,7 @@ def steps(
     """Everything between the fork and the job, as calls of built-in functions prepared beforehand.  The order
     matters: descriptors and the folder while they can be reached, then limits, then the uid."""
     made: list[Step] = [(os.setsid, ())]
+    made += [(set_handler, pair) for pair in SIGNALS]
     made += [
         (os.dup2, (fds["stdout"], 1)),
         (os.dup2, (fds["stderr"], 2)),
@@ -162,7 +170,7 @@ def execute(argv: list[str]) -> NoReturn:
     program = argv[0] if "/" in argv[0] else which(argv[0])
     if program is None:
         raise FileNotFoundError(f"there is no command {argv[0]!r} here; a sandbox takes more with use=")
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     try:
         os.execv(program, argv)

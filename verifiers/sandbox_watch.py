@@ -17,6 +17,7 @@ from onebase.verifiers.sandbox_layers import Plan, children, number_after, text
 
 TICKS = os.sysconf("SC_CLK_TCK")
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+ROUNDING = 0.05  # CPU seconds by which a difference of two clocks of different grain may be wrong
 SHORTEST, LONGEST = 0.002, 0.05  # pauses between looks
 
 
@@ -76,7 +77,7 @@ class Watch:
             return cpu
         total = self.plan.cgroup.cpu_seconds() - own_seconds(self.plan, self.zygote)
         self.uncounted = total - cpu if self.uncounted is None else self.uncounted
-        return max(cpu, total - self.uncounted)
+        return max(cpu, total - self.uncounted - ROUNDING)
 
 
 def own_seconds(plan: Plan, pid: str) -> float:
