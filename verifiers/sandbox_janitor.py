@@ -273,7 +273,7 @@ class Janitor:
         elif question == "wipe":
             sandbox_box.wipe(self.box)
         elif question == "starved":
-            before, self.kills = self.kills, self.plan.cgroup.kills() if self.plan.cgroup else 0
+            before, self.kills = self.kills, self.all_kills()
             answer = self.kills > before
         elif len(question) == 2:
             assert self.plan.cgroup is not None
@@ -281,7 +281,11 @@ class Janitor:
         else:
             started, limits, cpu = question
             if self.watch.started != started:
-                self.watch = Watch(self.plan, str(self.zygote), started)
+                self.kills = self.all_kills()
+                self.watch = Watch(self.plan, str(self.zygote), started, self.kills)
             answer = self.watch.look(limits, cpu)
         self.line.send(marshal.dumps(answer))
         return True
+
+    def all_kills(self) -> int:
+        return self.plan.cgroup.kills() if self.plan.cgroup is not None else 0
