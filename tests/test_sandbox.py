@@ -107,6 +107,18 @@ def test_a_verdict_does_not_hang_on_chance(sandbox: Sandbox) -> None:
     assert len(outputs) == 1
 
 
+def test_the_way_back_is_closed(sandbox: Sandbox) -> None:
+    """Code that takes the exit away does not get into the program that forked it."""
+    source = """
+import os, sys
+os._exit = lambda status: None
+module = sys.modules['onebase.verifiers.sandbox_child']
+module.leave = lambda status: print('again')
+"""
+    outcome = run(sandbox, source, limits=Limits(cpu_seconds=0.2, output_bytes=1000))
+    assert outcome.how in ("cpu", "output") and run(sandbox, "print(1)").stdout == b"1\n"
+
+
 def test_threads_and_atexit_end_like_a_script(sandbox: Sandbox) -> None:
     source = """
 import atexit, threading, time
@@ -283,8 +295,9 @@ def test_wrong_calls(sandbox: Sandbox) -> None:
         run(sandbox, "", limits=Limits(disk_mb=10_000))
     with sandbox.start(ENTRY, b"input()"), pytest.raises(SandboxError, match="wait for it"):
         sandbox.start(ENTRY, b"")
-    with pytest.raises(ValueError, match="memory_mb"):
-        Limits(memory_mb=0)
+    for wrong in ({"memory_mb": 0}, {"memory_mb": 1.5}, {"cpu_seconds": -1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Limits(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="namespaces"):
         Sandbox(namespaces="on")
 
@@ -318,6 +331,8 @@ def test_closing_from_another_thread_ends_a_run() -> None:
     going = sandbox.start(ENTRY, b"import time; time.sleep(60)")
     timer = threading.Timer(0.2, sandbox.close)
     timer.start()
+    with pytest.raises(SandboxError), going:
+        going.wait()
     with pytest.raises(SandboxError):
         going.wait()
     timer.join()

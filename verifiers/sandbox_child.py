@@ -31,9 +31,8 @@ CHANNEL, JOB, COMPLAIN, FIRST_FREE = 3, 4, 5, 6
 FIRST_KEPT = 100  # folders held open for imports, see sandbox_imports.Descriptors
 LAST = 1 << 20
 Step = tuple[Callable[..., Any], tuple[Any, ...]]
-after_fork: list[
-    dict[str, Any]
-] = []  # what warm modules want done after a fork; see sandbox_janitor.import_warm
+after_fork: list[dict[str, Any]] = []  # what warm modules want done after a fork: see import_warm
+leave = os._exit
 
 
 def steps(
@@ -76,7 +75,9 @@ def main(made: list[Step], function: Any, size: int, names: list[str]) -> NoRetu
             os.register_at_fork(**calls)
     except BaseException as error:
         complain(f"a run could not be isolated or started: {type(error).__name__}: {error}")
-    os._exit(call_entry(function, payload, CHANNEL if "channel" in names else None))
+    status = call_entry(function, payload, CHANNEL if "channel" in names else None)
+    while True:  # whatever the code has put in its place, there is no way back into the zygote's program
+        leave(status)
 
 
 def call_entry(function: Any, payload: bytes, channel: int | None) -> int:
@@ -103,16 +104,18 @@ def warm_up() -> None:
     and fills its caches where it first runs, and that should not be in every child."""
     from onebase.verifiers import sandbox_script
 
+    path, argv, main_module = sys.path[:], sys.argv[:], sys.modules["__main__"]
     job = marshal.dumps((None, {}, SAMPLE))
     for _ in range(20):
         for call, arguments in [(os.getpid, ())]:
             call(*arguments)
-        argv, files, payload = marshal.loads(job)
+        payload = marshal.loads(job)[2]
         call_entry(sandbox_script.main, payload, None)
         try:
             raise SystemExit(0)
         except SystemExit as leaving:
             exit_status(leaving.code)
+    sys.path[:], sys.argv[:], sys.modules["__main__"] = path, argv, main_module
 
 
 SAMPLE = b"""
