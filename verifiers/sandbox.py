@@ -22,13 +22,14 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from onebase.verifiers.sandbox_process import SandboxError, Zygote
 
-DEMAND = ("rlimits", "uid", "seccomp", "landlock")
-GRACE_SECONDS = 15.0  # past the wall limit, the warm process itself is taken for dead
+# What a run must have: where no uid of its own is to be had (an ordinary user), a pid namespace of its own.
+DEMAND = ("rlimits", "seccomp", "landlock", "uid|pid")
+GRACE_SECONDS = 60.0  # past the wall limit, the warm process itself is taken for dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,10 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not value > 0:
-                raise ValueError(f"sandbox limit {name}={value!r}: must be above 0")
+            whole = name not in ("cpu_seconds", "wall_seconds")
+            if not value > 0 or whole and not isinstance(value, int):
+                kind = "a whole number" if whole else "a number"
+                raise ValueError(f"sandbox limit {name}={value!r}: must be {kind} above 0")
 
 
 @dataclass(slots=True)
@@ -152,11 +155,17 @@ class Sandbox:
                 raise SandboxError("the sandbox is closed")
             if limits is not None and limits.disk_mb > self.limits.disk_mb:
                 raise ValueError(f"disk_mb={limits.disk_mb}: a run may have less than its sandbox, not more")
-            if self._zygote is None or self._zygote.dead:
-                self._open()
-            assert self._zygote is not None
             job = marshal.dumps((None if argv is None else list(argv), dict(files or {}), payload))
-            return Run(self, self._zygote, entry, job, stdin, channel, limits or self.limits)
+            fresh = self._zygote is None or self._zygote.dead
+            if fresh:
+                self._open()
+            try:
+                return Run(self, entry, job, stdin, channel, limits or self.limits)
+            except SandboxError:
+                if fresh:
+                    raise
+                self._open()  # the warm process had died since the last run; this one was not begun
+                return Run(self, entry, job, stdin, channel, limits or self.limits)
         except BaseException:
             self._release()
             raise
@@ -176,18 +185,19 @@ class Run:
     def __init__(
         self,
         sandbox: Sandbox,
-        zygote: Zygote,
         entry: str | None,
         job: bytes,
         stdin: bytes,
         channel: socket.socket | None,
         limits: Limits,
     ) -> None:
-        self._sandbox, self._zygote, self._limits = sandbox, zygote, limits
+        assert sandbox._zygote is not None
+        self._sandbox, self._zygote, self._limits = sandbox, sandbox._zygote, limits
         self._kept: dict[int, list[bytes]] = {}
         self._sizes: dict[int, int] = {}
         self._flooded = False
         self.outcome: Outcome | None = None
+        self._lost = ""  # why there will be no outcome
         ours, theirs = [], [memfd(job)]
         try:
             for _ in ("stdout", "stderr"):
@@ -203,7 +213,7 @@ class Run:
                 passed.append(channel.fileno())
                 fds.append("channel")
             order = {"limits": asdict(limits), "fds": fds, "entry": entry, "size": len(job)}
-            zygote.send(order, passed)
+            self._zygote.send(order, passed)
         except BaseException:
             for fd in ours:
                 os.close(fd)
@@ -222,14 +232,17 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._open is not None and self.outcome is None:
+        if self.outcome is None and not self._lost:
             self.kill()
             self.wait()
 
     def kill(self) -> None:
         """End the run now; its Outcome says "killed"."""
-        if self.outcome is None:
-            self._zygote.send({"kill": "killed"}, [])
+        if self.outcome is None and not self._lost:
+            try:
+                self._zygote.send({"kill": "killed"}, [])
+            except SandboxError:
+                pass  # it is gone, and its run with it: wait() says so
 
     def wait(self) -> Outcome:
         """Block until the run and everything it started are gone."""
@@ -250,8 +263,13 @@ class Run:
 
     def _pump(self, channel: socket.socket | None, end: float | None = None) -> bool:
         """One round of reading; True when the channel has something to read."""
+        if self._lost:
+            raise SandboxError(self._lost)
         poll = select.poll()
-        poll.register(self._zygote.socket, select.POLLIN)
+        line = self._zygote.socket.fileno()
+        if line < 0:
+            raise self._lose(SandboxError("the sandbox was closed while it ran"))
+        poll.register(line, select.POLLIN)
         for fd in self._open:
             poll.register(fd, select.POLLIN)
         if channel is not None:
@@ -264,11 +282,10 @@ class Run:
                 raise SandboxError("the sandbox's warm process does not answer: it was ended")
             for fd in ready & self._open:
                 self._read(fd)
-            if self._zygote.socket.fileno() in ready:
+            if line in ready:
                 self._finish(self._zygote.receive())
-        except SandboxError:
-            self._close()
-            raise
+        except SandboxError as error:
+            raise self._lose(error) from None
         return channel is not None and channel.fileno() in ready
 
     def _read(self, fd: int) -> bool:
@@ -304,6 +321,11 @@ class Run:
             how, int(code), stdout, stderr, cpu, wall, round(memory, 1), layers, int(outlived)
         )
 
+    def _lose(self, error: SandboxError) -> SandboxError:
+        self._lost = str(error)
+        self._close()
+        return error
+
     def _close(self) -> None:
         for fd in (self._out, self._err):
             os.close(fd)
@@ -337,6 +359,3 @@ def pipe(size: int) -> tuple[int, int]:
         except OSError:
             pass  # over the user's share: reading goes on in wait()
     return reader, writer
-
-
-__all__ = ["DEMAND", "Limits", "Outcome", "Run", "Sandbox", "SandboxError", "replace"]

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from onebase.verifiers import sandbox_box, sandbox_namespaces
+from onebase.verifiers import sandbox_box, sandbox_cgroup, sandbox_namespaces
 from onebase.verifiers.sandbox_child import after_fork
 from onebase.verifiers.sandbox_imports import Packages
 from onebase.verifiers.sandbox_layers import NAMESPACES, PR_SET_CHILD_SUBREAPER, Plan, claim_uids, prctl
@@ -31,12 +31,19 @@ WARM = (
     *("random", "re", "string", "threading", "typing"),
 )
 PREFIX = "onebase-box-"
+FORBIDDING = (
+    ("kernel/apparmor_restrict_unprivileged_userns", "1"),
+    ("kernel/unprivileged_userns_clone", "0"),
+    ("user/max_user_namespaces", "0"),
+)
 ATTEMPTS = (("pid", "mount", "net", "ipc", "uts"), ("user", "pid", "mount", "net", "ipc", "uts"))
 
 
 def main(ours: socket.socket, config: dict[str, Any], serve: Serve) -> None:
     """Returns when the sandbox is over.  Exceptions before that are the caller's to hear of."""
     caller = os.pidfd_open(config["caller"])
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # both processes end with their caller and not otherwise
     prctl(PR_SET_CHILD_SUBREAPER, 1)  # should the zygote be killed, its run falls to this process
     import_warm()
     packages = Packages(config["packages"], config["search"])
@@ -59,7 +66,7 @@ def main(ours: socket.socket, config: dict[str, Any], serve: Serve) -> None:
         pid = start(plan, shown, config, become_zygote)
         ours.close()
         theirs.close()
-        attend(plan, pid, caller, line)
+        Janitor(plan, pid, line).attend(caller)
     finally:
         remove(os.path.dirname(plan.box))
         os.close(lock)
@@ -90,10 +97,12 @@ def make_plan(tmp: str, line: socket.socket) -> tuple[Plan, int]:
     except (OSError, ValueError) as error:
         plan.missing["uid"] = str(error)
     sweep(tmp)
-    base = os.path.join(passable(tmp) if plan.uids else tmp, f"{PREFIX}{os.getpid()}-{os.urandom(6).hex()}")
-    os.mkdir(base, 0o700)
-    lock = os.open(base, os.O_RDONLY | os.O_CLOEXEC)
+    folder, name = passable(tmp) if plan.uids else tmp, f"{PREFIX}{os.getpid()}-{os.urandom(6).hex()}"
+    new, base = os.path.join(folder, f".{name}"), os.path.join(folder, name)
+    os.mkdir(new, 0o700)
+    lock = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
     fcntl.flock(lock, fcntl.LOCK_EX)
+    os.rename(new, base)  # only now can others' sweeping find it, and it is locked
     if plan.uids:
         os.chmod(base, 0o711)
     plan.box = os.path.join(base, "box")
@@ -157,6 +166,8 @@ def start(plan: Plan, shown: View, config: dict[str, Any], become_zygote: Callab
             os.write(told, error_text.encode() or b"ok")
             if not error_text:
                 plan.layers += attempt
+                if "user" not in attempt:
+                    plan.missing["user"] = "not needed: this process may make the other namespaces itself"
                 become_zygote()
             os._exit(1)
         os.close(told)
@@ -169,12 +180,27 @@ def start(plan: Plan, shown: View, config: dict[str, Any], become_zygote: Callab
         os.waitpid(pid, 0)
         reasons.append(f"{'+'.join(attempt)}: {answer}")
     for name in NAMESPACES:
-        plan.missing[name] = "; ".join(reasons) or "switched off (namespaces='off')"
+        plan.missing[name] = (
+            "; ".join([*reasons, *forbidden()]) if reasons else "switched off (namespaces='off')"
+        )
     pid = os.fork()
     if pid == 0:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         become_zygote()
     return pid
+
+
+def forbidden() -> list[str]:
+    """Settings of the machine by which its owner keeps user namespaces from ordinary users."""
+    found = []
+    for path, value in FORBIDDING:
+        try:
+            with open(f"/proc/sys/{path}") as stream:
+                if stream.read().strip() == value:
+                    found.append(f"forbidden by {path.replace('/', '.')}={value}")
+        except OSError:
+            continue
+    return found
 
 
 def inside_namespaces(plan: Plan, shown: View, config: dict[str, Any]) -> None:
@@ -183,39 +209,83 @@ def inside_namespaces(plan: Plan, shown: View, config: dict[str, Any]) -> None:
     plan.box = sandbox_namespaces.BOX
 
 
-def attend(plan: Plan, zygote: int, caller: int, line: socket.socket) -> None:
-    """Answer the zygote until it has ended.  When the caller is gone the zygote is told, and given a
-    second."""
-    child = os.pidfd_open(zygote)
-    poll = select.poll()
-    for fd in (child, caller, line.fileno()):
-        poll.register(fd, select.POLLIN)
-    watch, box, patience = Watch(plan, str(zygote), 0.0), -1, None
+def counted(plan: Plan, zygote: int) -> str:
+    """Put the zygote into a cgroup of its own; why not, or an empty text."""
+    if "switched off" in plan.missing.get("pid", ""):
+        return plan.missing["pid"]
     try:
-        while True:
-            ready = [fd for fd, _ in poll.poll(patience)]
-            if child in ready or not ready:
-                return
-            if line.fileno() in ready:
-                data, fds, _, _ = socket.recv_fds(line, 1 << 16, 1)
-                request = marshal.loads(data) if data else None
-                if request is None:
-                    poll.unregister(line)
-                elif isinstance(request, list):
-                    plan.layers, box = request, fds[0]
-                elif request == "wipe":
-                    sandbox_box.wipe(box)
-                    line.send(b"done")
-                else:
-                    started, limits, cpu = request
-                    watch = watch if watch.started == started else Watch(plan, str(zygote), started)
-                    line.send(marshal.dumps(watch.look(limits, cpu)))
-            if caller in ready:
-                poll.unregister(caller)
-                line.shutdown(socket.SHUT_RDWR)
-                patience = 1000
-    finally:
-        signal.pidfd_send_signal(child, signal.SIGKILL)
-        os.waitpid(zygote, 0)
-        ended = Ended()
-        reap_all(plan, plan.uids, 0, ended, kill=True)  # had the zygote been killed, its run came to us
+        plan.cgroup = sandbox_cgroup.make()
+        plan.cgroup.join(zygote)
+    except OSError as error:
+        if plan.cgroup is not None:
+            plan.cgroup.remove()
+        plan.cgroup = None
+        return f"{error} (a group with the memory and pids controllers must be writable)"
+    return ""
+
+
+class Janitor:
+    """The zygote's helper outside, until it has ended."""
+
+    def __init__(self, plan: Plan, zygote: int, line: socket.socket) -> None:
+        self.plan, self.zygote, self.line = plan, zygote, line
+        self.watch = Watch(plan, str(zygote), 0.0)
+        self.box = -1  # a descriptor of the runs' folder, which may lie in another mount namespace
+        self.kills = 0
+
+    def attend(self, caller: int) -> None:
+        """Answer the zygote.  When the caller is gone it is told so, and given a second."""
+        child = os.pidfd_open(self.zygote)
+        poll = select.poll()
+        for fd in (child, caller, self.line.fileno()):
+            poll.register(fd, select.POLLIN)
+        patience = None
+        try:
+            while True:
+                ready = [fd for fd, _ in poll.poll(patience)]
+                if child in ready or not ready:
+                    return
+                if self.line.fileno() in ready and not self.answer():
+                    poll.unregister(self.line)
+                if caller in ready:
+                    poll.unregister(caller)
+                    self.line.shutdown(socket.SHUT_RDWR)
+                    patience = 1000
+        finally:
+            signal.pidfd_send_signal(child, signal.SIGKILL)
+            os.waitpid(self.zygote, 0)
+            # Had the zygote been killed, its run has come to this process.
+            reap_all(self.plan, self.plan.uids, 0, Ended(), kill=True)
+            if self.plan.cgroup is not None:
+                self.plan.cgroup.remove()
+
+    def answer(self) -> bool:
+        """One question of the zygote's; False when there will be no more."""
+        data, fds, _, _ = socket.recv_fds(self.line, 1 << 16, 1)
+        if not data:
+            return False
+        question = marshal.loads(data)
+        answer: Any = True
+        if isinstance(question, list):  # its layers, and its folder
+            self.plan.layers, self.box = question, fds[0]
+            self.plan.uids = self.plan.uids if self.plan.has("uid") else []
+            answer = counted(self.plan, self.zygote)
+        elif question == "wipe":
+            sandbox_box.wipe(self.box)
+        elif question == "starved":
+            before, self.kills = self.kills, self.all_kills()
+            answer = self.kills > before
+        elif len(question) == 2:
+            assert self.plan.cgroup is not None
+            self.plan.cgroup.limit(*question)
+        else:
+            started, limits, cpu = question
+            if self.watch.started != started:
+                self.kills = self.all_kills()
+                self.watch = Watch(self.plan, str(self.zygote), started, self.kills)
+            answer = self.watch.look(limits, cpu)
+        self.line.send(marshal.dumps(answer))
+        return True
+
+    def all_kills(self) -> int:
+        return self.plan.cgroup.kills() if self.plan.cgroup is not None else 0
