@@ -1,0 +1,253 @@
+"""Frames of `code_wire` back to plain values.
+
+The other side may be hostile, so decoding builds plain values only, never runs code that a frame names, is
+bounded in size, depth and hashing work, and raises WireError for whatever is out of form.
+"""
+
+from __future__ import annotations
+
+import base64
+import collections
+import datetime
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
+from typing import Any
+
+from onebase.verifiers.code_wire import FRAME_BYTES, IMMUTABLE_DEPTH, Array, WireError
+
+IMMUTABLE_WEIGHT = 1 << 20
+WIDE_KEYS = 256
+FRACTION_BITS = 20_000
+_HASH_PRIME = sys.hash_info.modulus
+
+_MUTABLE_TAGS = {"l": list, "d": dict, "s": set, "D": collections.deque, "O": collections.OrderedDict,
+                 "C": collections.Counter, "F": collections.defaultdict, "B": bytearray}  # fmt: skip
+
+Builder = Callable[[Any, list[Any]], Any]
+
+
+class Decoder:
+    """Builds the values of one frame.
+
+    `leaves` maps further tags to builders `(meta, children) -> object`; `shells` maps further mutable tags to
+    `(make(meta), fill(object, meta, children))`; `into` gives objects to fill in place of new ones, by node.
+    """
+
+    def __init__(
+        self,
+        leaves: Mapping[str, Builder] | None = None,
+        shells: Mapping[str, tuple[Callable[[Any], Any], Callable[[Any, Any, list[Any]], None]]]
+        | None = None,
+    ) -> None:
+        self.leaves = {**_LEAVES, **(leaves or {})}
+        self.shells = shells or {}
+        self.built: list[Any] = []
+
+    def frame(self, data: bytes, into: Callable[[list[Any]], Mapping[int, Any]] | None = None) -> list[Any]:
+        """The values.  Whatever is wrong with `data`, the error is a WireError."""
+        if len(data) > FRAME_BYTES:
+            raise WireError(f"a frame of {len(data)} bytes; the limit is {FRAME_BYTES}")
+        try:
+            document = json.loads(data, parse_constant=_no_constant)
+            roots, nodes = document
+            if type(roots) is not list or type(nodes) is not list:
+                raise WireError("not a frame")
+            self._build(nodes, into(roots) if into else {})
+            return [self._value(x) for x in roots]
+        except WireError:
+            raise
+        except (ValueError, TypeError, KeyError, IndexError, ArithmeticError, RecursionError, AttributeError,
+                InvalidOperation) as error:  # fmt: skip
+            raise WireError(f"not a frame: {type(error).__name__}: {str(error)[:100]}") from error
+
+    def _build(self, nodes: list[Any], into: Mapping[int, Any]) -> None:
+        self.built = [_UNBUILT] * len(nodes)
+        weights = [1] * len(nodes)
+        depths = [0] * len(nodes)
+        later = []
+        wide = 0
+        for k, node in enumerate(nodes):
+            if type(node) is not list or len(node) < 2 or type(node[0]) is not str:
+                raise WireError("not a node")
+            tag, meta = node[0], node[1]
+            if tag in _MUTABLE_TAGS or tag in self.shells:
+                self.built[k] = self._shell(tag, meta, into.get(k, _UNBUILT))
+                later.append(k)
+        for k, node in enumerate(nodes):
+            tag, meta = node[0], node[1]
+            if tag in _MUTABLE_TAGS or tag in self.shells:
+                continue
+            for child in node[2:]:  # shared tuples must not be dearer to hash than the frame is long
+                if type(child) is list and len(child) == 1 and self._is_index(child[0]):
+                    weights[k] += weights[child[0]]
+                    depths[k] = max(depths[k], 1 + depths[child[0]])
+            if weights[k] > IMMUTABLE_WEIGHT or depths[k] > IMMUTABLE_DEPTH:
+                raise WireError("tuples too deep or too much shared")
+            if tag not in self.leaves:
+                raise WireError(f"unknown tag {tag[:20]!r}")
+            children = [self._value(x) for x in node[2:]]
+            wide += tag in ("z", "k") and sum(map(_wide, children))
+            self.built[k] = self.leaves[tag](meta, children)
+        for k in later:
+            tag, meta = nodes[k][0], nodes[k][1]
+            children = [self._value(x) for x in nodes[k][2:]]
+            if tag in "dsOCF":  # ints beyond the hash's modulus could be chosen to collide
+                wide += sum(map(_wide, children if tag == "s" else children[::2]))
+                if wide > WIDE_KEYS:
+                    raise WireError(f"more than {WIDE_KEYS} very large numbers as keys")
+            if tag in self.shells:
+                self.shells[tag][1](self.built[k], meta, children)
+            else:
+                _fill(tag, self.built[k], meta, children)
+        if wide > WIDE_KEYS:
+            raise WireError(f"more than {WIDE_KEYS} very large numbers as keys")
+
+    def _shell(self, tag: str, meta: Any, given: Any) -> Any:
+        if tag in self.shells:
+            return self.shells[tag][0](meta) if given is _UNBUILT else given
+        kind = _MUTABLE_TAGS[tag]
+        if given is not _UNBUILT:
+            if type(given) is not kind:
+                raise WireError(f"a {type(given).__name__} cannot become a {kind.__name__}")
+            return given
+        if tag == "D":
+            if meta is not None and not (type(meta) is int and 0 <= meta < 1 << 62):
+                raise WireError("not a deque's length")
+            return collections.deque(maxlen=meta)
+        return kind()
+
+    def _is_index(self, k: Any) -> bool:
+        return type(k) is int and 0 <= k < len(self.built)
+
+    def _value(self, x: Any) -> Any:
+        if type(x) is not list:
+            if type(x) is dict:
+                raise WireError("an object is not a value")
+            return x
+        if len(x) == 1 and self._is_index(x[0]):
+            found = self.built[x[0]]
+            if found is _UNBUILT:
+                raise WireError("a node before its parts")
+            return found
+        if len(x) == 2 and type(x[1]) is str:
+            if x[0] == "i":
+                return int(x[1], 16)
+            if x[0] == "f" and x[1] in ("nan", "inf", "-inf"):
+                return float(x[1])
+            if x[0] == "s":
+                return bytes.fromhex(x[1]).decode("utf-8", "surrogatepass")
+        raise WireError("not a value")
+
+
+def decode(data: bytes, leaves: Mapping[str, Builder] | None = None) -> list[Any]:
+    return Decoder(leaves).frame(data)
+
+
+_UNBUILT = object()
+
+
+def _no_constant(name: str) -> Any:
+    raise WireError(f"{name} is not a value")
+
+
+def _wide(x: Any) -> bool:
+    return type(x) in (int, float, Decimal, Fraction, complex) and not abs(x) < _HASH_PRIME
+
+
+def _fill(tag: str, shell: Any, meta: Any, children: list[Any]) -> None:
+    """Put a mutable container's contents in, replacing what was there."""
+    if tag == "B":
+        shell[:] = base64.b64decode(meta, validate=True)
+        return
+    shell.clear()
+    if tag in "lD":
+        shell.extend(children)
+    elif tag == "s":
+        shell.update(children)
+    else:
+        if len(children) % 2:
+            raise WireError("a key without its value")
+        dict.update(shell, zip(children[::2], children[1::2], strict=True))  # a Counter's own would add
+
+
+def _ints(meta: Any, count: int) -> list[int]:
+    if type(meta) is not list or len(meta) != count or any(type(x) is not int for x in meta):
+        raise WireError("not the numbers expected")
+    return meta
+
+
+def _zone(offset: Any) -> datetime.timezone | None:
+    return None if offset is None else datetime.timezone(datetime.timedelta(*_ints(offset, 3)))
+
+
+def _datetime(meta: Any, children: list[Any]) -> datetime.datetime:
+    *parts, fold, offset = meta
+    return datetime.datetime(*_ints(parts, 7), tzinfo=_zone(offset), fold=fold)
+
+
+def _fraction(meta: Any, children: list[Any]) -> Fraction:
+    above, below = _ints(children, 2)
+    if max(above.bit_length(), below.bit_length()) > FRACTION_BITS:
+        raise WireError("a fraction of too many digits")
+    return Fraction(above, below)
+
+
+def _decimal(meta: Any, children: list[Any]) -> Decimal:
+    if type(meta) is not str or len(meta) > FRACTION_BITS:
+        raise WireError("not a decimal")
+    return Decimal(meta)
+
+
+def _namedtuple(meta: Any, children: list[Any]) -> Any:
+    """A tuple type of that name and those fields, made here; underscores are barred by namedtuple itself."""
+    if type(meta) is not list or len(meta) != 1 + len(children) or len(meta) > 200:
+        raise WireError("not a namedtuple")
+    if any(type(x) is not str or not x.isidentifier() or len(x) > 100 for x in meta):
+        raise WireError("not a namedtuple's names")
+    key = tuple(meta)
+    if key not in _NAMEDTUPLES:
+        if len(_NAMEDTUPLES) > 500:
+            _NAMEDTUPLES.clear()
+        _NAMEDTUPLES[key] = collections.namedtuple(meta[0], meta[1:])  # type: ignore[misc]  # noqa: PYI024
+    return _NAMEDTUPLES[key](*children)
+
+
+_NAMEDTUPLES: dict[tuple[str, ...], Any] = {}
+
+
+def _array(meta: Any, children: list[Any]) -> Any:
+    """A numpy array where numpy is loaded on this side, else an Array."""
+    dtype, shape = meta
+    (items,) = children
+    if type(dtype) is not str or not (len(dtype) < 12 and dtype[1:2] in "biufcUS"):
+        raise WireError("not a dtype")
+    if type(shape) is not list or len(shape) > 32 or math.prod(_ints(shape, len(shape))) != len(items):
+        raise WireError("not a shape")
+    if "numpy" in sys.modules:
+        return sys.modules["numpy"].array(items, dtype=dtype).reshape(shape)
+    for length in reversed(shape[1:]):
+        items = [items[i : i + length] for i in range(0, len(items), length)] if length else []
+    return Array(dtype, tuple(shape), items if shape else items[0])
+
+
+_LEAVES: dict[str, Builder] = {
+    "t": lambda meta, children: tuple(children),
+    "z": lambda meta, children: frozenset(children),
+    "n": _namedtuple,
+    "b": lambda meta, children: base64.b64decode(meta, validate=True),
+    "c": lambda meta, children: complex(float(meta[0]), float(meta[1])),
+    "r": lambda meta, children: range(*_ints(children, 3)),
+    "m": _decimal,
+    "q": _fraction,
+    "datetime": _datetime,
+    "date": lambda meta, children: datetime.date(*_ints(meta, 3)),
+    "time": lambda meta, children: datetime.time(*_ints(meta[:4], 4), tzinfo=_zone(meta[4])),
+    "delta": lambda meta, children: datetime.timedelta(*_ints(meta, 3)),
+    "k": lambda meta, children: dict.fromkeys(children).keys(),
+    "e": lambda meta, children: Ellipsis,
+    "A": _array,
+}
