@@ -43,7 +43,9 @@ def _line_matches(got: bytes, expected: bytes, tolerance: float | None) -> bool:
     if tolerance is None:
         return False
     mine, theirs = got.split(), expected.split()
-    return len(mine) == len(theirs) and all(_word_matches(a, b, tolerance) for a, b in zip(mine, theirs, strict=True))
+    return len(mine) == len(theirs) and all(
+        _word_matches(a, b, tolerance) for a, b in zip(mine, theirs, strict=True)
+    )
 
 
 def _word_matches(got: bytes, expected: bytes, tolerance: float) -> bool:
@@ -58,7 +60,11 @@ def _word_matches(got: bytes, expected: bytes, tolerance: float) -> bool:
 
 
 def near(got: float, expected: float, tolerance: float) -> bool:
-    return math.isfinite(got) and math.isfinite(expected) and abs(got - expected) <= tolerance * max(1.0, abs(expected))
+    return (
+        math.isfinite(got)
+        and math.isfinite(expected)
+        and abs(got - expected) <= tolerance * max(1.0, abs(expected))
+    )
 
 
 def same_value(got: Any, expected: Any, tolerance: float | None = None) -> bool:
@@ -119,7 +125,14 @@ class _Short(reprlib.Repr):
 
     def __init__(self) -> None:
         super().__init__()
-        self.maxlevel, self.maxtuple, self.maxlist, self.maxdict, self.maxset, self.maxfrozenset = 4, 12, 12, 8, 12, 12
+        self.maxlevel, self.maxtuple, self.maxlist, self.maxdict, self.maxset, self.maxfrozenset = (
+            4,
+            12,
+            12,
+            8,
+            12,
+            12,
+        )
         self.maxstring, self.maxother, self.maxlong, self.maxdeque = 60, 80, 40, 12
 
     def repr_int(self, x: int, level: int) -> str:

@@ -12,7 +12,7 @@ import datetime
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Any
@@ -28,27 +28,35 @@ _MUTABLE_TAGS = {"l": list, "d": dict, "s": set, "D": collections.deque, "O": co
                  "C": collections.Counter, "F": collections.defaultdict, "B": bytearray}  # fmt: skip
 
 Builder = Callable[[Any, list[Any]], Any]
+Shell = tuple[Callable[[Any], Any], Callable[[Any, Any, list[Any]], None]]
 
 
 class Decoder:
     """Builds the values of one frame.
 
     `leaves` maps further tags to builders `(meta, children) -> object`; `shells` maps further mutable tags to
-    `(make(meta), fill(object, meta, children))`; `into` gives objects to fill in place of new ones, by node.
+    `(make(meta), fill(object, meta, children))`.
     """
 
     def __init__(
         self,
         leaves: Mapping[str, Builder] | None = None,
-        shells: Mapping[str, tuple[Callable[[Any], Any], Callable[[Any, Any, list[Any]], None]]]
-        | None = None,
+        shells: Mapping[str, Shell] | None = None,
     ) -> None:
         self.leaves = {**_LEAVES, **(leaves or {})}
         self.shells = shells or {}
         self.built: list[Any] = []
+        self._places: list[int] = []
 
-    def frame(self, data: bytes, into: Callable[[list[Any]], Mapping[int, Any]] | None = None) -> list[Any]:
-        """The values.  Whatever is wrong with `data`, the error is a WireError."""
+    def mutables(self) -> list[Any]:
+        """The mutable containers of the frame, in the order in which the encoder met them."""
+        return [self.built[k] for k in self._places]
+
+    def frame(self, data: bytes, originals: Sequence[Any] = ()) -> list[Any]:
+        """The values.  Whatever is wrong with `data`, the error is a WireError.
+
+        With `originals`, the third value may be a list of as many containers: these are the originals in
+        their present state, and the originals themselves are filled anew."""
         if len(data) > FRAME_BYTES:
             raise WireError(f"a frame of {len(data)} bytes; the limit is {FRAME_BYTES}")
         try:
@@ -56,7 +64,7 @@ class Decoder:
             roots, nodes = document
             if type(roots) is not list or type(nodes) is not list:
                 raise WireError("not a frame")
-            self._build(nodes, into(roots) if into else {})
+            self._build(nodes, _same_as(originals, roots, nodes) if originals else {})
             return [self._value(x) for x in roots]
         except WireError:
             raise
@@ -68,7 +76,7 @@ class Decoder:
         self.built = [_UNBUILT] * len(nodes)
         weights = [1] * len(nodes)
         depths = [0] * len(nodes)
-        later = []
+        later = self._places = []
         wide = 0
         for k, node in enumerate(nodes):
             if type(node) is not list or len(node) < 2 or type(node[0]) is not str:
@@ -150,6 +158,18 @@ def decode(data: bytes, leaves: Mapping[str, Builder] | None = None) -> list[Any
 _UNBUILT = object()
 
 
+def _same_as(originals: Sequence[Any], roots: list[Any], nodes: list[Any]) -> dict[int, Any]:
+    """Node → the original that it is the new state of."""
+    if len(roots) < 3 or roots[2] is None:
+        return {}
+    ((k,),) = (roots[2],)
+    _, _, *places = nodes[k]
+    found = {place: thing for (place,), thing in zip(places, originals, strict=True)}
+    if len(found) != len(originals) or any(type(place) is not int for place in found):
+        raise WireError("not the containers that were sent")
+    return found
+
+
 def _no_constant(name: str) -> Any:
     raise WireError(f"{name} is not a value")
 
@@ -186,7 +206,13 @@ def _zone(offset: Any) -> datetime.timezone | None:
 
 def _datetime(meta: Any, children: list[Any]) -> datetime.datetime:
     *parts, fold, offset = meta
-    return datetime.datetime(*_ints(parts, 7), tzinfo=_zone(offset), fold=fold)
+    year, month, day, hour, minute, second, micro = _ints(parts, 7)
+    return datetime.datetime(year, month, day, hour, minute, second, micro, _zone(offset), fold=fold)
+
+
+def _time(meta: Any, children: list[Any]) -> datetime.time:
+    hour, minute, second, micro = _ints(meta[:4], 4)
+    return datetime.time(hour, minute, second, micro, _zone(meta[4]))
 
 
 def _fraction(meta: Any, children: list[Any]) -> Fraction:
@@ -245,7 +271,7 @@ _LEAVES: dict[str, Builder] = {
     "q": _fraction,
     "datetime": _datetime,
     "date": lambda meta, children: datetime.date(*_ints(meta, 3)),
-    "time": lambda meta, children: datetime.time(*_ints(meta[:4], 4), tzinfo=_zone(meta[4])),
+    "time": _time,
     "delta": lambda meta, children: datetime.timedelta(*_ints(meta, 3)),
     "k": lambda meta, children: dict.fromkeys(children).keys(),
     "e": lambda meta, children: Ellipsis,
