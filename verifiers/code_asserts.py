@@ -96,7 +96,9 @@ def direct(tree: ast.Module, entry: str | None) -> list[Call] | None:
         if statement is check:
             assert check is not None
             plain = len(check.args.args) == 1 and not check.decorator_list and not check.args.defaults
-            passed = [s.value.args for s in tree.body if isinstance(s, ast.Expr) and isinstance(s.value, ast.Call)]
+            passed = [
+                s.value.args for s in tree.body if isinstance(s, ast.Expr) and isinstance(s.value, ast.Call)
+            ]
             if not plain or len(passed) != 1 or len(passed[0]) != 1:
                 return None
             candidate, given = check.args.args[0].arg, ast.unparse(passed[0][0])
@@ -115,7 +117,9 @@ def free_names(source: str | ast.Module) -> list[str]:
     """Names that the test code uses and neither it nor Python defines."""
     text = source if isinstance(source, str) else ast.unparse(source)
     top = symtable.symtable(text, "tests.py", "exec")
-    bound = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()}
+    bound = {
+        s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()
+    }
     used: set[str] = set()
     waiting = [top]
     while waiting:
@@ -149,7 +153,11 @@ def _called(statement: ast.stmt) -> str | None:
 def _testers(tree: ast.Module) -> set[str]:
     """Functions of the test code that assert or raise, or call one that does."""
     functions = {s.name: s for s in tree.body if isinstance(s, ast.FunctionDef | ast.AsyncFunctionDef)}
-    found = {name for name, f in functions.items() if any(isinstance(n, ast.Assert | ast.Raise) for n in ast.walk(f))}
+    found = {
+        name
+        for name, f in functions.items()
+        if any(isinstance(n, ast.Assert | ast.Raise) for n in ast.walk(f))
+    }
     while True:
         more = {
             name for name, f in functions.items()
@@ -184,7 +192,9 @@ def _wrapped(statement: ast.stmt, tests: list[str]) -> ast.Try:
         return ast.copy_location(ast.Expr(call), statement)
 
     error = "__onebase_error__"
-    handler = ast.ExceptHandler(ast.Name("BaseException", ast.Load()), error, [report(ast.Name(error, ast.Load()))])
+    handler = ast.ExceptHandler(
+        ast.Name("BaseException", ast.Load()), error, [report(ast.Name(error, ast.Load()))]
+    )
     wrapped = ast.Try([statement], [handler], [report(ast.Constant(None))], [])
     return ast.copy_location(wrapped, statement)
 
@@ -222,7 +232,11 @@ def _simple(statement: ast.stmt, names: dict[str, str], defined: set[str]) -> Ca
         return None
     same = isinstance(op, ast.Is) and any(expected[0] is x for x in (True, False, None))
     name = left.func.id
-    if not (same or isinstance(op, ast.Eq)) or name in defined or (name not in names and hasattr(builtins, name)):
+    if (
+        not (same or isinstance(op, ast.Eq))
+        or name in defined
+        or (name not in names and hasattr(builtins, name))
+    ):
         return None
     args = [_literal(a) for a in left.args]
     kwargs = {k.arg: _literal(k.value) for k in left.keywords}

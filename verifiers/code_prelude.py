@@ -11,7 +11,7 @@ from __future__ import annotations
 LEETCODE_RECORDS = ("ListNode", "TreeNode")
 TEST_NAMES = ("list_node", "tree_node", "is_same_list", "is_same_tree", *LEETCODE_RECORDS)
 
-_NODES = '''
+_NODES = """
 class ListNode:
     def __init__(self, val=0, next=None):
         self.val = val
@@ -23,7 +23,7 @@ class TreeNode:
         self.val = val
         self.left = left
         self.right = right
-'''
+"""
 
 LEETCODE = (
     """

@@ -1,240 +1,22 @@
-"""Runs a Task: the verifier's end of the talk with the solution's process and the test's process.
+"""The styles whose tests are data: standard input and output, and calls with their expected values.
 
-Warm sandboxes are kept per process and kind and lent to one verdict at a time, so any number of threads may
-judge side by side.  What a solution's process says is a claim: it must carry the nonce of the question that
-it answers, it is bounded, and it is rebuilt as plain values before anybody looks at it.
+Nothing of the data set's runs here.  For each test the solution gets what it is given, and what comes back is
+compared on this side.
 """
 
 from __future__ import annotations
 
-import atexit
-import json
-import os
-import secrets
-import signal
-import socket
-import struct
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from typing import Any
 
+from onebase.verifiers.code_asserts import Call
 from onebase.verifiers.code_compare import output_differs, same_plain, same_value, show
+from onebase.verifiers.code_host import SOLUTION, Gone, Report, Settings, Solution, how_it_ended, sandbox, solution_source
 from onebase.verifiers.code_task import Task
 from onebase.verifiers.code_unwire import Builder, Decoder
-from onebase.verifiers.code_wire import FRAME_BYTES, Node, WireError, encode
-from onebase.verifiers.sandbox import Limits, Outcome, Run, Sandbox, SandboxError
+from onebase.verifiers.code_wire import Node, WireError, encode
+from onebase.verifiers.sandbox import Sandbox
 
-HEAD = struct.Struct("<I8s")
-CLOSING_SECONDS = 1.0
-SOLUTION = "onebase.verifiers.code_solution"
 SCRIPT = "onebase.verifiers.sandbox_script:main"
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How to run; see `code_tests.verify`."""
-
-    limits: Limits = field(default_factory=Limits)  # cpu_seconds: of one test
-    row_cpu_seconds: float = 30.0
-    demand: tuple[str, ...] = ()
-    packages: tuple[str, ...] = ()
-    partial: bool = False
-    float_tolerance: float | None = None
-    objects: str = "refuse"
-    module: str = "solution"
-    command: tuple[str, ...] = ()
-    build: tuple[str, ...] = ()
-    file: str = "main.py"
-
-    def whole(self, tests: int) -> Limits:
-        """Limits of a process that answers for all tests of a row."""
-        cpu = min(self.limits.cpu_seconds * (tests + 1), max(self.row_cpu_seconds, self.limits.cpu_seconds))
-        return replace(self.limits, cpu_seconds=cpu, wall_seconds=self.limits.wall_seconds + 4 * cpu)
-
-
-@dataclass(slots=True)
-class Report:
-    """What came of the tests.  `failures` maps the number of a test (from 1) to how it failed; tests that
-    were not run, because an earlier one failed, are in neither."""
-
-    total: int
-    passed: int = 0
-    failures: dict[int, str] = field(default_factory=dict)
-    broken: str | None = None  # why no test could be run: the code does not load
-    cpu_seconds: float = 0.0
-    layers: tuple[str, ...] = ()
-    notes: list[str] = field(default_factory=list)
-
-    def fail(self, number: int, how: str) -> None:
-        self.failures[number] = how
-
-    def account(self, outcome: Outcome) -> None:
-        self.cpu_seconds += outcome.cpu_seconds
-        self.layers = outcome.layers
-
-
-class Gone(Exception):
-    """The solution's process ended, or spoke out of turn.  The text says how."""
-
-
-# -- warm sandboxes --------------------------------------------------------------------------------------------
-
-_idle: dict[Any, list[Sandbox]] = {}
-_lock = threading.Lock()
-
-
-@contextmanager
-def sandbox(settings: Settings, preload: tuple[str, ...], packages: tuple[str, ...]) -> Iterator[Sandbox]:
-    key = (settings.demand, preload, packages)
-    with _lock:
-        found = _idle[key].pop() if _idle.get(key) else None
-    if found is None:
-        options: dict[str, Any] = {"demand": settings.demand} if settings.demand else {}
-        found = Sandbox(settings.limits, preload=preload, packages=packages, **options)
-    try:
-        yield found
-    except BaseException:
-        found.close()  # whatever state it is in, nobody else shall have it
-        raise
-    with _lock:
-        _idle.setdefault(key, []).append(found)
-
-
-def close_all() -> None:
-    """End every idle warm process of this process."""
-    with _lock:
-        found = [box for boxes in _idle.values() for box in boxes]
-        _idle.clear()
-    for box in found:
-        box.close()
-
-
-atexit.register(close_all)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_idle.clear)
-
-
-# -- the solution's process ------------------------------------------------------------------------------------
-
-
-class Solution:
-    """Asks one process one question at a time."""
-
-    def __init__(self, box: Sandbox, source: dict[str, Any], limits: Limits) -> None:
-        self.limits = limits
-        self.channel, theirs = socket.socketpair()
-        self.channel.setblocking(False)
-        try:
-            self.run: Run = box.start(
-                f"{SOLUTION}:main", json.dumps(source).encode(), channel=theirs, limits=limits
-            )
-        except BaseException:
-            self.channel.close()
-            raise
-        self.incoming = bytearray()
-
-    def ask(self, body: bytes) -> bytes:
-        """The body of the answer; Gone where there is none."""
-        if self._readable():
-            raise Gone("it wrote before it was asked")
-        nonce = secrets.token_bytes(8)
-        self._send(HEAD.pack(len(body), nonce) + body)
-        size, given = HEAD.unpack(self._read(HEAD.size))
-        if given != nonce:
-            raise Gone("an answer with a nonce that was not asked for")
-        if size > FRAME_BYTES:
-            raise Gone(f"an answer of {size} bytes; the limit is {FRAME_BYTES}")
-        return self._read(size)
-
-    def _readable(self) -> bool:
-        if self.incoming:
-            return True
-        try:
-            return bool(self.channel.recv(1, socket.MSG_PEEK))
-        except BlockingIOError:
-            return False
-        except OSError:
-            return False
-
-    def _send(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            try:
-                view = view[self.channel.send(view) :]
-            except BlockingIOError:
-                if (outcome := self.run.wait_for(self.channel, 0.02)) is not None:
-                    raise Gone(how_it_ended(outcome, self.limits)) from None
-            except OSError:
-                raise Gone(how_it_ended(self.run.wait(), self.limits)) from None
-
-    def _read(self, size: int) -> bytes:
-        while len(self.incoming) < size:
-            try:
-                data = self.channel.recv(min(1 << 20, size - len(self.incoming)))
-            except BlockingIOError:
-                if (outcome := self.run.wait_for(self.channel)) is not None and not self._peek():
-                    raise Gone(how_it_ended(outcome, self.limits)) from None
-                continue
-            except OSError:
-                data = b""
-            if not data:  # it closed the channel: whatever else it does is of no use
-                self._give_time_to_end()
-                raise Gone(how_it_ended(self.end(), self.limits, closed=True))
-            self.incoming += data
-        taken = bytes(self.incoming[:size])
-        del self.incoming[:size]
-        return taken
-
-    def _peek(self) -> bool:
-        try:
-            return bool(self.channel.recv(1, socket.MSG_PEEK))
-        except OSError:
-            return False
-
-    def _give_time_to_end(self) -> None:
-        """A process that dies closes its channel a moment before its end is known."""
-        silent, other = socket.socketpair()
-        with silent, other:
-            self.run.wait_for(silent, CLOSING_SECONDS)
-
-    def end(self) -> Outcome:
-        """Nothing more is asked."""
-        try:
-            if self.run.outcome is None:
-                self.run.kill()
-            return self.run.wait()
-        finally:
-            self.channel.close()
-
-
-def how_it_ended(outcome: Outcome, limits: Limits, closed: bool = False) -> str:
-    how, code = outcome.how, outcome.code
-    if how == "cpu" or (how == "signal" and code in (signal.SIGPROF, signal.SIGXCPU)):
-        return f"it took too much CPU time ({outcome.cpu_seconds:.1f} s)"
-    if how == "wall":
-        return f"it waited too long ({outcome.wall_seconds:.0f} s, of which {outcome.cpu_seconds:.1f} s of CPU)"
-    if how == "memory":
-        return f"it took more than {limits.memory_mb} MB of memory"
-    if how in ("output", "disk"):
-        return f"it wrote more {how} than it may"
-    if how == "killed":
-        return "it closed its channel" if closed else "it was ended"
-    if how == "signal":
-        return f"its process died of {signal.Signals(code).name if code in set(signal.Signals) else code}"
-    return f"its process exited with {code}"
-
-
-def solution_source(task: Task, code: str, settings: Settings, interactive: bool) -> dict[str, Any]:
-    return {
-        "code": code, "prefix": task.prefix, "prelude": task.prelude, "entry": task.entry,
-        "records": list(task.records), "module": settings.module, "interactive": interactive,
-        "cpu_seconds": settings.limits.cpu_seconds,
-    }  # fmt: skip
-
-
-# -- stdio -----------------------------------------------------------------------------------------------------
 
 
 def run_stdio(task: Task, code: str, settings: Settings) -> Report:
@@ -246,7 +28,7 @@ def run_stdio(task: Task, code: str, settings: Settings) -> Report:
             if how is None:
                 report.passed += 1
                 continue
-            report.fail(number, how)
+            report.failures[f"test {number}"] = how
             if not settings.partial:
                 break
     return report
@@ -271,7 +53,6 @@ def _one_stdio(
     return output_differs(outcome.stdout, expected, settings.float_tolerance)
 
 
-# -- calls, compared here ----------------------------------------------------------------------------------------
 
 
 class Opaque:
@@ -324,7 +105,7 @@ def run_calls(task: Task, code: str, settings: Settings) -> Report:
                 if solution is None:
                     entries = {}
                     solution = Solution(box, source, settings.whole(task.total))
-                    if (problem := _load(solution)) is not None:
+                    if (problem := load(solution)) is not None:
                         report.broken = problem
                         break
                 how = _one_call(solution, call, task.loose, entries, settings.float_tolerance)
@@ -335,7 +116,7 @@ def run_calls(task: Task, code: str, settings: Settings) -> Report:
             if how is None:
                 report.passed += 1
                 continue
-            report.fail(number, how)
+            report.failures[f"test {number}"] = how
             if not settings.partial:
                 break
         if solution is not None:
@@ -343,7 +124,7 @@ def run_calls(task: Task, code: str, settings: Settings) -> Report:
     return report
 
 
-def _load(solution: Solution) -> str | None:
+def load(solution: Solution) -> str | None:
     """None, or why the code does not load."""
     try:
         answer = Decoder(_OPAQUE, _RECORDS).frame(solution.ask(encode("load")))
@@ -355,7 +136,7 @@ def _load(solution: Solution) -> str | None:
 
 
 def _one_call(
-    solution: Solution, call: Any, loose: bool, entries: dict[str, Any], tolerance: float | None
+    solution: Solution, call: Call, loose: bool, entries: dict[str, Any], tolerance: float | None
 ) -> str | None:
     """None where the result is right, else how it is not."""
     try:
@@ -387,6 +168,3 @@ def raised(answer: list[Any]) -> str:
         return "answered out of form"
     name = answer[1].name.rpartition(" ")[2] if isinstance(answer[1], Opaque) else "an exception"
     return f"raised {name}: {str(answer[2])[:200]}".replace("\n", " ")
-
-
-__all__ = ["Report", "SandboxError", "Settings", "close_all", "run_calls", "run_stdio", "sandbox"]

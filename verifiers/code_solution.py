@@ -7,11 +7,12 @@ way to speak to somebody other than the verifier, who takes every answer as a st
 Frames on the channel: 4 bytes of length, 8 bytes of nonce, then the body (`code_wire`).  An answer carries
 the nonce of its question.  Questions are `[op, target, …]`:
     load                    run the code
-    names [name, …]         what the code defines
+    names [name, …]         what the code defines of these
+    public                  the names that a star import would take
     entry text              the value of an expression in the code's namespace
     ask target args kwargs  call; the plain result
-    do function args kwargs one of OPERATIONS on objects of this process; arguments that were changed in place,
-                            and what was printed, come back too
+    do function args kwargs one of OPERATIONS on objects of this process; arguments that were changed in
+                            place, and what was printed, come back too
 Answers: `["ok", result, changed or null, printed]`, `["raise", class, message, args, exception, printed]`, or
 `["back", id, args, kwargs]`: a function of the test process is called, and its own answer is awaited.
 """
@@ -100,14 +101,22 @@ def run(coroutine: Any) -> Any:
     return asyncio.run(coroutine)
 
 
+def advance(iterator: Any) -> list[Any]:
+    """The next item in a list, or an empty list at the end."""
+    try:
+        return [next(iterator)]
+    except StopIteration:
+        return []
+
+
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": call, "get": getter, "set": setattr, "del": delattr, "state": state, "run": run, "class": class_of,
-    "iter": iter, "next": next, "len": len, "bool": bool, "str": str, "repr": repr, "format": format,
+    "iter": iter, "advance": advance, "len": len, "bool": bool, "str": str, "repr": repr, "format": format,
     "int": int, "float": float, "complex": complex, "round": round, "hash": hash, "dir": dir,
     "isinstance": isinstance, "issubclass": issubclass, "reversed": reversed,
     **{name: getattr(operator, name) for name in (
         "getitem", "setitem", "delitem", "index", "add", "sub", "mul", "matmul", "truediv", "floordiv", "mod",
-        "pow", "lshift", "rshift", "and_", "or_", "xor", "iadd", "isub", "imul", "itruediv", "ior", "iand",
+        "contains", "pow", "lshift", "rshift", "and_", "or_", "xor", "iadd", "isub", "imul", "itruediv", "ior", "iand",
         "neg", "pos", "abs", "invert", "lt", "le", "gt", "ge", "eq", "ne")},
 }  # fmt: skip
 
@@ -120,6 +129,8 @@ class Server:
         self.namespace = self.module.__dict__
         self.handles: dict[int, Any] = {}
         self.numbers: dict[int, int] = {}
+        self.last_number = 0
+        self.named = False
         self.records = set(source["records"])
         self.changed: list[Any] | None = None
 
@@ -157,6 +168,8 @@ class Server:
                 "x": lambda meta, _: self.handles[meta[0]],
                 "K": lambda meta, _: self.namespace[meta],
                 "g": stdlib,
+                "E": lambda meta, args: stdlib(meta, [])(*args),
+                "I": lambda meta, items: iter(items),
                 "y": self.callback,
             },
             shells={"R": (self.new_record, fill_record)},
@@ -187,6 +200,10 @@ class Server:
         try:
             changed = self.changed if values[0] == "do" else None
             self.answer("ok", result, changed, printed.getvalue()[:PRINTED])
+            if values[0] == "names" and not self.named:
+                # The test's first question.  A process that takes over from one that died gives these names
+                # the same numbers, and none of the numbers that the other gave later.
+                self.named, self.last_number = True, self.source["start"] << 32
         except (Exception, RecursionError) as error:  # a value that cannot travel
             self.answer("raise", RuntimeError, f"{type(error).__name__}: {error}"[:MESSAGE], [], None, "")
         return None
@@ -196,6 +213,9 @@ class Server:
             return self.load()
         if op == "names":
             return [[name, self.namespace[name]] for name in target if name in self.namespace]
+        if op == "public":
+            names = [name for name in self.namespace if not name.startswith("_")]
+            return list(self.namespace.get("__all__", names))
         if op == "entry":
             return self.entry(target)
         assert op == "ask", op
@@ -253,7 +273,7 @@ class Server:
     def number(self, thing: Any) -> int:
         number = self.numbers.get(id(thing))
         if number is None:
-            number = self.numbers[id(thing)] = len(self.handles) + 1
+            number = self.last_number = self.numbers[id(thing)] = self.last_number + 1
             self.handles[number] = thing  # kept, so that the id stays taken
         return number
 
@@ -271,7 +291,8 @@ class Server:
             else "function" if callable(thing)
             else "object"
         )  # fmt: skip
-        return Node("h", [self.number(thing), nature, kind.__name__], [kind])
+        children = [kind] if nature == "object" else []
+        return Node("h", [self.number(thing), nature, kind.__name__], children)
 
     def describe_class(self, thing: type) -> Node:
         if thing.__module__ == "builtins" and getattr(builtins, thing.__name__, None) is thing:

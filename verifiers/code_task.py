@@ -82,7 +82,9 @@ def read_task(
             return Task(style, None, stdio=[_stdio(n, pair) for n, pair in enumerate(pairs, 1)])
         if not entry:
             raise TestCodeError("call tests need the row's entry_point: the name of the function")
-        prelude, records = (LEETCODE, LEETCODE_RECORDS) if "Solution" in entry or _is_method(row) else ("", ())
+        prelude, records = (
+            (LEETCODE, LEETCODE_RECORDS) if "Solution" in entry or _is_method(row) else ("", ())
+        )
         calls = [_call(n, entry, pair) for n, pair in enumerate(pairs, 1)]
         return Task(style, entry, calls=calls, prefix=prefix, prelude=prelude, records=records, loose=True)
     source = _source(tests, row)
@@ -192,7 +194,11 @@ def _asserts(source: str, entry: str | None, prefix: str, scripts: bool) -> Task
     names = set(free_names(tree))
     helpers = names & set(TEST_NAMES)
     leetcode = bool(helpers) or "Solution" in names
-    given = {"prefix": prefix, "prelude": LEETCODE, "records": LEETCODE_RECORDS} if leetcode else {"prefix": prefix}
+    given = (
+        {"prefix": prefix, "prelude": LEETCODE, "records": LEETCODE_RECORDS}
+        if leetcode
+        else {"prefix": prefix}
+    )
     calls = None if scripts else direct(tree, entry)
     if calls:
         return Task("assert", entry, calls=calls, **given)  # type: ignore[arg-type]

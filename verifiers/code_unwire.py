@@ -160,7 +160,7 @@ _UNBUILT = object()
 
 def _same_as(originals: Sequence[Any], roots: list[Any], nodes: list[Any]) -> dict[int, Any]:
     """Node → the original that it is the new state of."""
-    if len(roots) < 3 or roots[2] is None:
+    if len(roots) < 3 or roots[0] != "ok" or roots[2] is None:
         return {}
     ((k,),) = (roots[2],)
     _, _, *places = nodes[k]

@@ -1,0 +1,277 @@
+"""The solution, as the test code sees it: stand-ins for its functions, classes and objects.
+
+Runs in the test's process.  Calling a stand-in asks the solution's process; plain results come back as plain
+values, everything else as another stand-in.  A stand-in must not let the solution decide a test, so:
+
+- It is equal to no plain value.  Two of them are equal where they are the same object of the solution, and
+  where both were made by the test through a class (then the class's own `__eq__` is what is tested).
+- Operators and comparisons ask the solution only for objects that the test made through a class; for what
+  such an operator gave, only together with other such objects.  A function that returns an object whose
+  `__sub__` is told the expected value gets a TypeError.  Made through a class means: through a name that the
+  test code writes as a class name is written, with a capital; a class called `mean` is a function to the test.
+- `in` goes by iteration, except for objects that the test made.
+- A context manager of the solution cannot swallow an exception.
+- With the option `objects: trust`, two objects are also equal where class and attributes are, and what an
+  operator gave counts as made.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+_DUNDERS = ("__name__", "__doc__", "__dict__", "__annotations__", "__module__", "__qualname__", "__members__")
+
+
+def is_class_name(name: str) -> bool:
+    return len(name) > 2 and name.lstrip("_")[:1].isupper()
+
+
+def by_name(thing: Any) -> list[str] | None:
+    """Module and name of a function or class that the solution's process has too."""
+    module, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
+    if (
+        not (isinstance(thing, type) or callable(thing))
+        or not isinstance(module, str)
+        or not isinstance(name, str)
+    ):
+        return None
+    if module.partition(".")[0] not in sys.stdlib_module_names or module == "__main__" or "<" in name:
+        return None
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return [module, name] if found is thing else None
+
+
+class Remote:
+    """An object of the solution's process.  `_onebase_made`: 2 for one that the test made through a class,
+    1 for what an operator on those gave, else 0."""
+
+    __slots__ = ("_onebase_bridge", "_onebase_class", "_onebase_id", "_onebase_made")
+
+    def __init__(self, bridge: Any, number: int, cls: Any, made: int = 0) -> None:
+        put = object.__setattr__
+        put(self, "_onebase_bridge", bridge)
+        put(self, "_onebase_id", number)
+        put(self, "_onebase_class", cls)
+        put(self, "_onebase_made", made)
+
+    def _onebase_as(self, made: int) -> Remote:
+        """The same object with another standing."""
+        return type(self)(self._onebase_bridge, self._onebase_id, self._onebase_class, made)
+
+    def _onebase_coroutine(self) -> Any:
+        async def wait() -> Any:
+            return self._onebase_do("run")
+
+        return wait()
+
+    def _onebase_do(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        return self._onebase_bridge.do(name, self, *args, **kwargs)
+
+    def _onebase_want(self, kind: type, name: str, *args: Any) -> Any:
+        found = self._onebase_do(name, *args)
+        if type(found) is not kind:
+            raise TypeError(f"{name} of the solution's object gave a {type(found).__name__}")
+        return found
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        found = self._onebase_do("call", *args, **kwargs)
+        return _unmade(found)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__") and name not in _DUNDERS:
+            raise AttributeError(name)
+        found = self._onebase_do("get", name)
+        return (
+            self._onebase_bridge.reached_as(name, found) if isinstance(found, RemoteClass) else _unmade(found)
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._onebase_do("set", name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._onebase_do("del", name)
+
+    def __dir__(self) -> list[str]:
+        return [name for name in self._onebase_want(list, "dir") if type(name) is str]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Remote):
+            return False
+        if self._onebase_id == other._onebase_id:
+            return True
+        if self._onebase_made == other._onebase_made == 2:
+            return self._onebase_want(bool, "eq", other)
+        bridge = self._onebase_bridge
+        if bridge.spec["objects"] == "trust":
+            return self._onebase_same_state(other)
+        bridge.note("two objects of the solution's own classes were compared: see the option `objects`")
+        return False
+
+    def __ne__(self, other: object) -> bool:
+        if isinstance(other, Remote) and self._onebase_made == other._onebase_made == 2:
+            return self._onebase_want(bool, "ne", other)
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self._onebase_id)
+
+    def _onebase_same_state(self, other: Remote) -> bool:
+        if self._onebase_class is None or self._onebase_class is not other._onebase_class:
+            return False
+        mine, theirs = self._onebase_want(dict, "state"), other._onebase_want(dict, "state")
+        return bool(mine) and mine == theirs
+
+    def __bool__(self) -> bool:
+        return self._onebase_want(bool, "bool")
+
+    def __len__(self) -> int:
+        return self._onebase_want(int, "len")
+
+    def __iter__(self) -> Any:
+        found = self._onebase_do("iter")
+        return found if isinstance(found, Remote) else iter(found)
+
+    def __reversed__(self) -> Any:
+        found = self._onebase_do("reversed")
+        return found if isinstance(found, Remote) else iter(found)
+
+    def __contains__(self, item: Any) -> bool:
+        if self._onebase_made == 2:
+            return self._onebase_want(bool, "contains", item)
+        return any(item is x or item == x for x in self)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._onebase_do("getitem", key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._onebase_do("setitem", key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        self._onebase_do("delitem", key)
+
+    def __enter__(self) -> Any:
+        found = self._onebase_do("get", "__enter__")()
+        return self if isinstance(found, Remote) and found._onebase_id == self._onebase_id else found
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        """The exception goes on, whatever the solution's `__exit__` would say."""
+        kind = kind if kind is None or by_name(kind) is not None else Exception
+        self._onebase_do("get", "__exit__")(kind, None if error is None else str(error), None)
+
+    def __str__(self) -> str:
+        return self._onebase_want(str, "str")
+
+    def __repr__(self) -> str:
+        return self._onebase_want(str, "repr")
+
+    def __format__(self, spec: str) -> str:
+        return self._onebase_want(str, "format", spec)
+
+    def __int__(self) -> int:
+        return self._onebase_want(int, "int")
+
+    def __float__(self) -> float:
+        return self._onebase_want(float, "float")
+
+    def __complex__(self) -> complex:
+        return self._onebase_want(complex, "complex")
+
+    def __index__(self) -> int:
+        return self._onebase_want(int, "index")
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return _derived(self._onebase_do("round", digits))
+
+
+class RemoteIterator(Remote):
+    __slots__ = ()
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        found = self._onebase_want(list, "advance")
+        if not found:
+            raise StopIteration
+        return found[0]
+
+
+class RemoteClass(Remote):
+    """A class of the solution; `_onebase_made` is 2 where it is reached under a class's name."""
+
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        found = self._onebase_do("call", *args, **kwargs)
+        if not isinstance(found, Remote):
+            return found
+        return found._onebase_as(self._onebase_made)
+
+    def __instancecheck__(self, thing: Any) -> bool:
+        return isinstance(thing, Remote) and self._onebase_bridge.do("isinstance", thing, self) is True
+
+    def __subclasscheck__(self, cls: Any) -> bool:
+        return isinstance(cls, Remote) and self._onebase_bridge.do("issubclass", cls, self) is True
+
+
+NATURES: dict[str, type[Remote]] = {"iterator": RemoteIterator}
+
+
+def _unmade(found: Any) -> Any:
+    """Whatever the test made, a function that returns it says so itself, which is no evidence."""
+    return found._onebase_as(0) if isinstance(found, Remote) and found._onebase_made else found
+
+
+def _derived(found: Any) -> Any:
+    if not isinstance(found, Remote):
+        return found
+    return found._onebase_as(2 if found._onebase_bridge.spec["objects"] == "trust" else 1)
+
+
+def _may(mine: Remote, other: Any) -> bool:
+    if isinstance(other, Remote):
+        return mine._onebase_made > 0 and other._onebase_made > 0
+    return mine._onebase_made == 2
+
+
+def _binary(name: str) -> tuple[Any, Any]:
+    def forward(self: Remote, other: Any) -> Any:
+        return _derived(self._onebase_do(name, other)) if _may(self, other) else NotImplemented
+
+    def backward(self: Remote, other: Any) -> Any:
+        return _derived(self._onebase_bridge.do(name, other, self)) if _may(self, other) else NotImplemented
+
+    return forward, backward
+
+
+def _order(name: str) -> Any:
+    def compare(self: Remote, other: Any) -> Any:
+        return self._onebase_want(bool, name, other) if _may(self, other) else NotImplemented
+
+    return compare
+
+
+def _unary(name: str) -> Any:
+    def apply(self: Remote) -> Any:
+        found = self._onebase_do(name)
+        return _derived(found) if self._onebase_made else found
+
+    return apply
+
+
+for _name in ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift"):
+    for _prefix, _method in zip(("__", "__r"), _binary(_name), strict=True):
+        setattr(Remote, f"{_prefix}{_name}__", _method)
+for _name in ("and", "or", "xor"):
+    for _prefix, _method in zip(("__", "__r"), _binary(f"{_name}_"), strict=True):
+        setattr(Remote, f"{_prefix}{_name}__", _method)
+for _name in ("iadd", "isub", "imul", "itruediv", "ior", "iand"):
+    setattr(Remote, f"__{_name}__", _binary(_name)[0])
+for _name in ("lt", "le", "gt", "ge"):
+    setattr(Remote, f"__{_name}__", _order(_name))
+for _name in ("neg", "pos", "abs", "invert"):
+    setattr(Remote, f"__{_name}__", _unary(_name))
