@@ -1,22 +1,78 @@
-"""The layers that work even in a default container."""
+"""The layers of a run, and the plan that says which of them hold on this machine.
+
+    rlimits   memory, CPU seconds, file size, open files, processes
+    uid       a uid of the run's own: none of the caller's files or processes belong to it
+    seccomp   refuses system calls (sandbox_seccomp.py); no_new_privs goes with it
+    landlock  the files that can be opened (sandbox_landlock.py)
+    user, pid, mount, net, ipc, uts   namespaces (sandbox_namespaces.py)
+    cgroup    the run's memory and processes counted by the kernel (sandbox_cgroup.py)
+
+The first four work in a default container.  Each is tried for real, in a forked process, before it is
+believed; what was tried and failed is kept with its reason.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import hashlib
 import math
 import os
+import platform
 import resource
-from dataclasses import dataclass
+import socket
+import struct
+from dataclasses import dataclass, field
 from typing import Any
+
+from onebase.verifiers import sandbox_landlock, sandbox_seccomp
+from onebase.verifiers.sandbox_imports import Descriptors
+
+BASIC = ("rlimits", "uid", "seccomp", "landlock")
+NAMESPACES = ("user", "pid", "mount", "net", "ipc", "uts")
+PR_SET_NO_NEW_PRIVS, PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG = 38, 36, 1
+PR_CAPBSET_DROP, PR_CAP_AMBIENT, PR_SET_SECUREBITS = 24, 47, 28
+SECUREBITS = 0x2F  # root's uid gives no capabilities, and that cannot be taken back
+FIRST_UID, UIDS_EACH = 1 << 30, 16
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def prctl(option: int, value: int = 0, third: int = 0) -> None:
+    if libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(third), ctypes.c_ulong(0), ctypes.c_ulong(0)):
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl {option}: {os.strerror(number)}")
 
 
 @dataclass
 class Plan:
-    """What holds here, decided once by the janitor; every run is made from it."""
+    """What holds here, decided before the first run; every run is made from it."""
 
-    base: str
-    layers: tuple[str, ...]
-    missing: dict[str, str]
+    box: str  # the folder of the runs, emptied after each
     complaints: tuple[int, int]  # a pipe: what kept the code from being started
+    proc: int  # /proc, opened before it went out of sight
+    uids: list[int] = field(default_factory=list)  # taken in turns
+    killer: int = 0  # a uid that may kill those, and that they may not kill
+    claim: socket.socket | None = None  # holds the uids for as long as it is open
+    layers: list[str] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)  # layer: why it is not here
+    rules: int = -1  # the Landlock ruleset's descriptor
+    landlock_abi: int = 0
+    descriptors: Descriptors | None = None  # see sandbox_imports
+    cgroups: list[Any] = field(default_factory=list)
+    other_tasks: int = 0  # tasks that the process limit counts besides the run's
+    own_space: int = 0  # the warm process's address space and data, which every run starts with
+    own_data: int = 0
+    own_anon_kb: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def has(self, layer: str) -> bool:
+        return layer in self.layers
+
+    @property
+    def alone(self) -> bool:
+        """A run has neither a uid nor a pid namespace of its own: see sandbox_seccomp.alone."""
+        return "uid" not in self.layers and "pid" not in self.layers
 
     def complaint(self) -> str:
         try:
@@ -25,17 +81,111 @@ class Plan:
             return ""
 
 
-def set_rlimits(limits: dict[str, Any], command: bool) -> None:
+def set_rlimits(limits: dict[str, Any], command: bool, plan: Plan) -> None:
+    """Soft and hard alike, so none can be raised.  Address space is limited for Python only: other runtimes
+    reserve much more than they use, so a command has its private writable memory limited instead."""
     memory = limits["memory_mb"] << 20
-    seconds = math.ceil(limits["cpu_seconds"]) + 1
-    values = {
-        resource.RLIMIT_CPU: seconds,
-        resource.RLIMIT_FSIZE: limits["disk_mb"] << 20,
-        resource.RLIMIT_NOFILE: limits["open_files"],
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_DATA: memory,
-    }
-    if not command:
-        values[resource.RLIMIT_AS] = memory + (64 << 20)
-    for which, value in values.items():
-        resource.setrlimit(which, (value, value))
+    stack = min(64 << 20, memory)
+    for which, value in (
+        (resource.RLIMIT_CPU, math.ceil(limits["cpu_seconds"]) + 1),  # the watcher counts the fractions
+        (resource.RLIMIT_DATA, memory + (0 if command else plan.own_data)),
+        (resource.RLIMIT_AS, resource.RLIM_INFINITY if command else memory + plan.own_space),
+        (resource.RLIMIT_STACK, stack),
+        (resource.RLIMIT_FSIZE, limits["disk_mb"] << 20),
+        (resource.RLIMIT_NOFILE, limits["open_files"]),
+        (resource.RLIMIT_NPROC, limits["processes"] + plan.other_tasks),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
+        (resource.RLIMIT_MEMLOCK, 64 << 10),
+        (resource.RLIMIT_SIGPENDING, 256),
+        (resource.RLIMIT_NICE, 0),
+        (resource.RLIMIT_RTPRIO, 0),
+    ):
+        try:
+            resource.setrlimit(which, (value, value))
+        except ValueError:  # this process is itself held to less than the limit asks for: that is enough
+            hard = resource.getrlimit(which)[1]
+            resource.setrlimit(which, (hard, hard))
+
+
+def become(uid: int) -> None:
+    """Another user in every respect, with no way back.  Leaving uid 0 gives up all capabilities."""
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+
+
+def drop_capabilities() -> None:
+    """For a run that keeps its uid (inside a user namespace, or root without a uid to spare)."""
+    for option, value, third in [
+        (PR_SET_SECUREBITS, SECUREBITS, 0),
+        (PR_CAP_AMBIENT, 4, 0),
+        *((PR_CAPBSET_DROP, capability, 0) for capability in range(64)),
+    ]:
+        try:
+            prctl(option, value, third)
+        except OSError:
+            pass  # not held, or beyond the last one
+    header, none = struct.pack("<Ii", 0x20080522, 0), bytes(24)
+    if libc.capset(header, none) != 0:
+        raise OSError(ctypes.get_errno(), "capset: the capabilities cannot be dropped")
+
+
+def put_on(plan: Plan, limits: dict[str, Any], command: bool, uid: int | None) -> None:
+    """All layers that belong to one run's process; the others hold for the warm process and so for it too."""
+    if uid is not None:
+        become(uid)
+    else:
+        drop_capabilities()
+    set_rlimits(limits, command, plan)
+
+
+def seal(plan: Plan) -> None:
+    """The last ones, after the run's files are in place."""
+    if plan.has("landlock"):
+        sandbox_landlock.restrict(libc, plan.rules, plan.landlock_abi)
+    if plan.alone and plan.has("seccomp"):
+        machine = platform.machine()
+        sandbox_seccomp.install(sandbox_seccomp.alone(machine, os.getpid()), libc, machine)
+
+
+def claim_uids() -> tuple[list[int], int, socket.socket]:
+    """A block of uids (and gids of the same numbers) that no other sandbox on this machine uses.  The block
+    follows from the pid; an abstract socket with its number in the name makes sure and is let go by the
+    kernel.  OSError or ValueError where there is none to be had."""
+    for block in blocks():
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            claim.bind(f"\0onebase-uids-{block}")
+        except OSError as error:
+            claim.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+            continue
+        return list(range(block, block + UIDS_EACH)), block + UIDS_EACH, claim
+    raise OSError(errno.EAGAIN, "all blocks of uids are taken by other sandboxes")
+
+
+def blocks() -> list[int]:
+    """First uids of blocks to try, in order, all mapped in this user namespace."""
+    maps = [mapped("/proc/self/uid_map"), mapped("/proc/self/gid_map")]
+    width = 2 * UIDS_EACH
+    space = int(hashlib.sha256(os.readlink("/proc/self/ns/pid").encode()).hexdigest(), 16) % 8
+    high = FIRST_UID + (space << 27) + os.getpid() * width
+    low = range(20_000, 60_000 - width, width)
+    at = os.getpid() % len(low)
+    wished = [*range(high, high + 64 * width, width), *low[at:], *low[:at]]
+    found = [
+        block
+        for block in wished
+        if all(any(a <= block and block + width <= a + n for a, n in ranges) for ranges in maps)
+    ]
+    if not found:
+        raise ValueError(f"this user namespace has no uids to spare (uid_map: {maps[0]})")
+    return found
+
+
+def mapped(path: str) -> list[tuple[int, int]]:
+    with open(path) as stream:
+        rows = [line.split() for line in stream]
+    return [(int(inside), int(count)) for inside, _, count in rows]

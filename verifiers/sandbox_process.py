@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import weakref
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class Zygote:
         self._finalizer = weakref.finalize(self, _end, self.process, self.socket)
         _ours.add(self)
         search = [entry for entry in sys.path if entry]
-        self.send({**config, "caller": os.getpid(), "search": search}, [])
+        self.send({**config, "caller": os.getpid(), "search": search, "tmp": tempfile.gettempdir()}, [])
         self.socket.settimeout(START_SECONDS)
         try:
             hello = self.receive()

@@ -1,5 +1,5 @@
-"""The entry `onebase.verifiers.sandbox_script:main`: runs a Python source text as a script would be run, in the
-warm interpreter.  Always preloaded.
+"""The entry `onebase.verifiers.sandbox_script:main`: runs a Python source text as a script would be run, in
+the warm interpreter.  Always preloaded.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ ENTRY = "onebase.verifiers.sandbox_script:main"
 
 
 def main(payload: bytes, channel: int | None) -> None:
-    """Execute the source as `__main__` with the run's folder as its import path.  Exceptions and SystemExit go to
-    the caller, which reports them as the interpreter does; threads and atexit functions are waited for as at
-    the end of a script."""
+    """Execute the source as `__main__` with the run's folder as its import path.  Exceptions and SystemExit
+    go to the caller, which reports them as the interpreter does; threads and atexit functions are waited
+    for as at the end of a script."""
     module = ModuleType("__main__")
     module.__dict__["__file__"] = "main.py"
     module.__dict__["__builtins__"] = __builtins__

@@ -1,16 +1,17 @@
 """The warm process behind `Sandbox`: forks an isolated process for every run, watches it, ends it, reaps it.
 
 Run as `python -s -S -P -B -X utf8 sandbox_zygote.py SOCKET FOLDER`, FOLDER being that of the onebase package.
-Two processes: the janitor, which only waits and clears away what is left (whoever died, and however), and the
-zygote proper, which is single-threaded and takes one run at a time.  Every process of a run is a descendant
-of the zygote, which is their reaper: `wait` saying that there are no children is the exact proof that a run
-is gone.
+Two processes: the janitor (`sandbox_janitor.py`), which only waits and clears away what is left, and the
+zygote proper, below, which is single-threaded and takes one run at a time.  Every process of a run is a
+descendant of the zygote, which is their reaper: `wait` saying that there are no children is the exact proof
+that a run is gone.
 """
 
 from __future__ import annotations
 
+import fcntl
 import gc
-import importlib
+import itertools
 import json
 import os
 import select
@@ -34,30 +35,41 @@ def main(descriptor: int, folder: str) -> None:
     stub = ModuleType("onebase")
     stub.__path__ = [folder]
     sys.modules["onebase"] = stub
-    ours = socket.socket(fileno=descriptor)
+    ours = socket.socket(fileno=fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 16))
+    os.close(descriptor)
+    for place in range(3, 16):  # these numbers are a run's: whatever is opened from here on lies above
+        os.dup2(0, place, inheritable=False)
     config = json.loads(ours.recv(MESSAGE))
     try:
-        from onebase.verifiers.sandbox_janitor import janitor
+        from onebase.verifiers import sandbox_janitor
 
-        janitor(config, lambda plan: zygote(ours, config, plan), ours)
-    except Exception:
-        reply(ours, {"error": f"the sandbox did not start\n{traceback.format_exc()}"})
+        sandbox_janitor.main(ours, config, lambda plan: serve(plan, ours, config))
+    except Exception as error:
+        reply(ours, {"error": f"the sandbox did not start: {error}\n{traceback.format_exc()}"})
 
 
-def zygote(ours: socket.socket, config: dict[str, Any], plan: Plan) -> None:
-    """Import what runs shall find warm, put on what can be put on once, serve until the caller is gone."""
-    from onebase.verifiers import sandbox_child
+def serve(plan: Plan, ours: socket.socket, config: dict[str, Any]) -> None:
+    """Take runs until the caller is gone."""
+    from onebase.verifiers import sandbox_box, sandbox_child
 
-    for name in ["onebase.verifiers.sandbox_script", *config["preload"]]:
-        importlib.import_module(name)
-    caller = os.pidfd_open(config["caller"])
+    os.umask(0o022)
+    os.environ.update(HOME=plan.box, TMPDIR=plan.box)
+    os.dup2(plan.complaints[1], sandbox_child.COMPLAIN, inheritable=False)
+    if plan.has("landlock"):
+        os.dup2(plan.rules, sandbox_child.RULES, inheritable=False)
+        plan.rules = sandbox_child.RULES
+    caller = os.pidfd_open(config["caller"]) if not plan.has("pid") else -1
+    lacking = [wish for wish in config["demand"] if not any(map(plan.has, wish.split("|")))]
+    if lacking:
+        reply(ours, {"error": refusal(lacking, plan)})
+        return
+    uids = itertools.cycle(plan.uids or [None])
     gc.collect()
     gc.disable()
     gc.freeze()  # a collection in a child would touch, and so copy, every page of the heap
-    reply(ours, {"layers": plan.layers, "missing": plan.missing, "pid": os.getpid()})
+    reply(ours, {"layers": plan.layers, "missing": plan.missing, "pid": os.getpid(), "notes": plan.notes})
     while True:
-        ready = wait_readable([ours.fileno(), caller], None)
-        if caller in ready:
+        if caller in wait_readable([ours.fileno(), caller], None):
             return
         data, fds, _, _ = socket.recv_fds(ours, MESSAGE, MAX_FDS)
         if not data:
@@ -65,58 +77,80 @@ def zygote(ours: socket.socket, config: dict[str, Any], plan: Plan) -> None:
         message = json.loads(data)
         if "run" not in message:
             continue  # an order to end a run that had ended already
+        uid = next(uids)
+        sandbox_box.prepare(plan, uid)
         job = sandbox_child.Job(limits=message["run"], fds=dict(zip(message["fds"], fds, strict=True)))
-        started = time.monotonic()
-        pid = os.fork()
-        if pid == 0:
-            sandbox_child.main(job, plan)
-        for fd in fds:
-            os.close(fd)
-        result = watch(pid, started, job.limits, ours, caller)
-        if result is None:
+        result, go_on = run(plan, job, uid, ours, caller)
+        sandbox_box.empty(plan)
+        if not go_on:
             return
         complaint = plan.complaint()
         reply(ours, {"error": complaint} if complaint else result)
 
 
-def watch(pid: int, started: float, limits: dict[str, Any], ours: socket.socket, caller: int) -> Any:
+def run(
+    plan: Plan, job: Any, uid: int | None, ours: socket.socket, caller: int
+) -> tuple[dict[str, Any], bool]:
+    """One run from fork to the last of its processes; False with it when the caller is gone."""
+    from onebase.verifiers import sandbox_child
+    from onebase.verifiers.sandbox_watch import Watch, reap_all
+
+    pid = os.fork()
+    if pid == 0:
+        sandbox_child.main(job, plan, uid)
+    watch = Watch(plan, job.limits, pid)
+    for fd in job.fds.values():
+        os.close(fd)
     child = os.pidfd_open(pid)
-    how = None
-    try:
-        while True:
-            left = started + limits["wall_seconds"] - time.monotonic()
-            if left < 0 and how is None:
-                how = "wall"
-                os.kill(pid, signal.SIGKILL)
-            ready = wait_readable([ours.fileno(), child, caller], max(0.0, left) if how is None else None)
-            if child in ready:
-                break
-            if caller in ready:
-                os.kill(pid, signal.SIGKILL)
-                return None
-            if ours.fileno() in ready:
-                data = ours.recv(MESSAGE)
-                os.kill(pid, signal.SIGKILL)
-                if not data:
-                    return None
-                how = json.loads(data)["kill"]
-    finally:
-        os.close(child)
-    _, status, usage = os.wait4(pid, 0)
+    how, go_on = None, True
+    while how is None:
+        ready = wait_readable([child, ours.fileno(), caller], watch.seconds())
+        if child in ready:
+            break
+        if caller in ready:
+            how, go_on = "killed", False
+        elif ours.fileno() in ready:
+            order = ours.recv(MESSAGE)
+            how, go_on = (json.loads(order)["kill"] if order else "killed"), bool(order)
+        else:
+            how = watch.look()
+    os.close(child)
+    ended = watch.ended
+    if how is None and ended.status is None:
+        while ended.status is None and ended.reap(pid, 0) > 0:
+            pass
+    reap_all(plan, [] if uid is None else [uid], pid, ended)
+    status = 0 if ended.status is None else ended.status
     code = os.waitstatus_to_exitcode(status)
-    cpu = usage.ru_utime + usage.ru_stime
-    if how is None and cpu > limits["cpu_seconds"]:
-        how = "cpu"
+    cpu = ended.cpu + watch.hidden
+    if how is None:
+        how = BY_SIGNAL.get(-code, "signal") if code < 0 else "exit"
+        how = "cpu" if cpu > job.limits["cpu_seconds"] else how
     return {
-        "how": how or ("exit" if code >= 0 else "signal"), "code": abs(code), "cpu_seconds": cpu,
-        "wall_seconds": time.monotonic() - started, "memory_mb": usage.ru_maxrss / 1024, "outlived": 0,
-    }  # fmt: skip
+        "how": how, "code": abs(code), "cpu_seconds": cpu, "wall_seconds": time.monotonic() - watch.started,
+        "memory_mb": max(ended.peak_mb, watch.peak_mb), "outlived": ended.killed,
+    }, go_on  # fmt: skip
+
+
+BY_SIGNAL: dict[int, str] = {signal.SIGXCPU: "cpu", signal.SIGXFSZ: "disk"}
+
+
+def refusal(lacking: list[str], plan: Plan) -> str:
+    """Why nothing may run here, and what to do about it."""
+    lines = [f"this machine does not give the sandbox what is demanded: {', '.join(lacking)}"]
+    for wish in lacking:
+        lines += [f"  {name}: {plan.missing.get(name, 'no such layer')}" for name in wish.split("|")]
+    lines.append(
+        f"  here hold: {', '.join(plan.layers) or 'none'}; to go on with less, demand no more than these"
+    )
+    return "\n".join(lines)
 
 
 def wait_readable(fds: list[int], seconds: float | None) -> set[int]:
     poll = select.poll()
     for fd in fds:
-        poll.register(fd, select.POLLIN)
+        if fd >= 0:
+            poll.register(fd, select.POLLIN)
     return {fd for fd, _ in poll.poll(None if seconds is None else seconds * 1000)}
 
 

@@ -1,0 +1,109 @@
+"""The folder of a run: empty before it, measured during it where no tmpfs bounds it, empty again after it,
+whatever was put there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+
+from onebase.verifiers.sandbox_layers import Plan
+
+MAX_FILES = 8192
+MODE = 0o700
+
+
+def prepare(plan: Plan, uid: int | None) -> None:
+    """Hand the (empty) folder to the next run's uid."""
+    if uid is not None:
+        os.chown(plan.box, uid, uid)
+
+
+def empty(plan: Plan) -> None:
+    """Remove everything that a run left.  One look is enough for most: a folder whose change time is that of
+    the last cleaning holds nothing."""
+    os.chmod(plan.box, MODE)
+    fd = os.open(plan.box, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if os.listdir(fd):
+            wipe(fd)
+    finally:
+        os.close(fd)
+
+
+def wipe(top: int) -> None:
+    """Empty the folder behind a descriptor.  Folders inside folders are first moved to the top under new
+    names, so that neither depth nor the length of paths matters, and nothing is followed."""
+    todo = os.listdir(top)
+    count = 0
+    stamp = time.monotonic_ns()
+    while todo:
+        name = todo.pop()
+        try:
+            os.unlink(name, dir_fd=top)
+            continue
+        except IsADirectoryError:
+            pass
+        try:
+            os.rmdir(name, dir_fd=top)
+            continue
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        os.chmod(name, MODE, dir_fd=top, follow_symlinks=True)
+        inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
+        try:
+            for child in os.listdir(inner):
+                try:
+                    os.unlink(child, dir_fd=inner)
+                except IsADirectoryError:
+                    count += 1
+                    moved = f".{stamp}-{count}"
+                    os.rename(child, moved, src_dir_fd=inner, dst_dir_fd=top)
+                    todo.append(moved)
+        finally:
+            os.close(inner)
+        os.rmdir(name, dir_fd=top)
+
+
+def over(plan: Plan, disk_mb: int, processes: list[int]) -> bool:
+    """Whether the run has more than `disk_mb` in its folder, or too many files for a quick count.  Files that
+    were removed and are still open count too, where this process may look at other processes' descriptors."""
+    limit, total, files = disk_mb << 20, 0, 0
+    todo = [plan.box]
+    while todo:
+        try:
+            with os.scandir(todo.pop()) as entries:
+                for entry in entries:
+                    files += 1
+                    info = entry.stat(follow_symlinks=False)
+                    total += info.st_blocks * 512
+                    if total > limit or files > MAX_FILES:
+                        return True
+                    if stat.S_ISDIR(info.st_mode):
+                        todo.append(entry.path)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return True
+    return total + removed_but_open(plan, processes) > limit
+
+
+def removed_but_open(plan: Plan, processes: list[int]) -> int:
+    found: dict[tuple[int, int], int] = {}
+    for pid in processes:
+        try:
+            folder = os.open(f"{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=plan.proc)
+        except OSError:
+            continue
+        try:
+            for name in os.listdir(folder):
+                info = os.stat(name, dir_fd=folder)
+                if info.st_nlink == 0 and stat.S_ISREG(info.st_mode):
+                    found[info.st_dev, info.st_ino] = info.st_blocks * 512
+        except OSError:
+            pass
+        finally:
+            os.close(folder)
+    return sum(found.values())
