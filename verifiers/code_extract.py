@@ -40,7 +40,7 @@ class _Block:
 
 
 def extract(completion: str, tags: tuple[str, ...] = PYTHON_TAGS, *, prefilled: bool = False) -> Code:
-    """`prefilled`: the prompt has opened the thought, so that a completion without `</think>` is all thought."""
+    """`prefilled`: the prompt has opened the thought: a completion without `</think>` is all thought."""
     if len(completion) > MAX_CHARS:
         return Code(None, f"a completion of {len(completion)} characters; the limit is {MAX_CHARS}")
     thought, closed, text = completion.partition("</think>")

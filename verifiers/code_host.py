@@ -43,6 +43,7 @@ class Settings:
     module: str = "solution"
     command: tuple[str, ...] = ()
     build: tuple[str, ...] = ()
+    built: str = ""
     file: str = "main.py"
 
     def whole(self, tests: int) -> Limits:
@@ -73,19 +74,24 @@ class Gone(Exception):
     """The solution's process ended, or spoke out of turn.  The text says how."""
 
 
-
 _idle: dict[Any, list[Sandbox]] = {}
 _lock = threading.Lock()
 
 
 @contextmanager
-def sandbox(settings: Settings, preload: tuple[str, ...], packages: tuple[str, ...]) -> Iterator[Sandbox]:
-    key = (settings.demand, preload, packages)
+def sandbox(
+    settings: Settings,
+    preload: tuple[str, ...] = (),
+    packages: tuple[str, ...] = (),
+    use: tuple[str, ...] = (),
+) -> Iterator[Sandbox]:
+    """A warm sandbox of that kind, for one verdict at a time."""
+    key = (settings.demand, preload, packages, use)
     with _lock:
         found = _idle[key].pop() if _idle.get(key) else None
     if found is None:
         options: dict[str, Any] = {"demand": settings.demand} if settings.demand else {}
-        found = Sandbox(settings.limits, preload=preload, packages=packages, **options)
+        found = Sandbox(settings.limits, preload=preload, packages=packages, use=use, **options)
     try:
         yield found
     except BaseException:
@@ -107,8 +113,6 @@ def close_all() -> None:
 atexit.register(close_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_idle.clear)
-
-
 
 
 class Solution:

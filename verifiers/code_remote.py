@@ -8,7 +8,7 @@ values, everything else as another stand-in.  A stand-in must not let the soluti
 - Operators and comparisons ask the solution only for objects that the test made through a class; for what
   such an operator gave, only together with other such objects.  A function that returns an object whose
   `__sub__` is told the expected value gets a TypeError.  Made through a class means: through a name that the
-  test code writes as a class name is written, with a capital; a class called `mean` is a function to the test.
+  test code writes as class names are written, with a capital; a class called `mean` is a function here.
 - `in` goes by iteration, except for objects that the test made.
 - A context manager of the solution cannot swallow an exception.
 - With the option `objects: trust`, two objects are also equal where class and attributes are, and what an

@@ -6,25 +6,57 @@ compared on this side.
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
 from typing import Any
 
 from onebase.verifiers.code_asserts import Call
 from onebase.verifiers.code_compare import output_differs, same_plain, same_value, show
-from onebase.verifiers.code_host import SOLUTION, Gone, Report, Settings, Solution, how_it_ended, sandbox, solution_source
+from onebase.verifiers.code_host import (
+    SOLUTION,
+    Gone,
+    Report,
+    Settings,
+    Solution,
+    how_it_ended,
+    sandbox,
+    solution_source,
+)
 from onebase.verifiers.code_task import Task
 from onebase.verifiers.code_unwire import Builder, Decoder
 from onebase.verifiers.code_wire import Node, WireError, encode
-from onebase.verifiers.sandbox import Sandbox
+from onebase.verifiers.sandbox import Outcome, Sandbox
 
 SCRIPT = "onebase.verifiers.sandbox_script:main"
 
 
 def run_stdio(task: Task, code: str, settings: Settings) -> Report:
+    """Every test is a process of its own."""
     report = Report(task.total)
-    packages = settings.packages
-    with sandbox(settings, (SOLUTION,), packages) as box:
+    source = code.encode("utf-8", "surrogatepass")
+    commands = tuple(words[0] for words in (settings.command, settings.build) if words)
+    preload, use = ((), ("sh", "cat", *commands)) if settings.command else ((SOLUTION,), ())
+    with sandbox(settings, preload, settings.packages, use) as box:
+        file = source
+        if settings.build:
+            built = _build(box, source, settings, report)
+            if report.broken is not None:
+                return report
+            file = built
         for number, (given, expected) in enumerate(task.stdio, 1):
-            how = _one_stdio(box, code, given, expected, settings, report)
+            stdin = given.encode("utf-8", "surrogatepass")
+            if settings.command:
+                run = box.start(
+                    argv=settings.command,
+                    stdin=stdin,
+                    files={settings.built or settings.file: file},
+                    limits=settings.limits,
+                )
+            else:
+                run = box.start(SCRIPT, source, stdin=stdin, limits=settings.limits)
+            outcome = run.wait()
+            report.account(outcome)
+            how = _judge_output(outcome, expected, settings)
             if how is None:
                 report.passed += 1
                 continue
@@ -34,25 +66,27 @@ def run_stdio(task: Task, code: str, settings: Settings) -> Report:
     return report
 
 
-def _one_stdio(
-    box: Sandbox, code: str, given: str, expected: str, settings: Settings, report: Report
-) -> str | None:
-    stdin, source = given.encode("utf-8", "surrogatepass"), code.encode("utf-8", "surrogatepass")
-    if settings.command:
-        argv = list(settings.command)
-        run = box.start(argv=argv, stdin=stdin, files={settings.file: source}, limits=settings.limits)
-    else:
-        run = box.start(SCRIPT, source, stdin=stdin, limits=settings.limits)
-    outcome = run.wait()
+def _build(box: Sandbox, source: bytes, settings: Settings, report: Report) -> bytes:
+    """The compiler's product, brought out of the sandbox through standard output."""
+    line = f"{shlex.join(settings.build)} >&2 && cat {shlex.quote(settings.built)}"
+    limits = replace(settings.limits, cpu_seconds=settings.row_cpu_seconds, output_bytes=64 << 20, disk_mb=64)
+    outcome = box.start(argv=("sh", "-c", line), files={settings.file: source}, limits=limits).wait()
     report.account(outcome)
+    if outcome.how != "exit":
+        report.broken = f"building: {how_it_ended(outcome, limits)}"
+    elif outcome.code != 0:
+        said = outcome.stderr.decode("utf-8", "replace").strip().splitlines()[:1] or ["no message"]
+        report.broken = f"building exited with {outcome.code}: {said[0]}"
+    return outcome.stdout
+
+
+def _judge_output(outcome: Outcome, expected: str, settings: Settings) -> str | None:
     if outcome.how != "exit":
         return how_it_ended(outcome, settings.limits)
     if outcome.code != 0:
         last = outcome.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no message"]
         return f"it exited with {outcome.code}: {last[0][:200]}"
     return output_differs(outcome.stdout, expected, settings.float_tolerance)
-
-
 
 
 class Opaque:

@@ -42,7 +42,8 @@ FILE = "test_solution.py"
 
 def run_script(task: Task, code: str, settings: Settings) -> Report:
     assert task.script is not None
-    preload, packages = (TESTER,), settings.packages
+    preload: tuple[str, ...] = (TESTER,)
+    packages = settings.packages
     if task.style == "pytest":
         if importlib.util.find_spec("pytest") is None:
             raise TestCodeError("pytest tests need pytest, which is not installed: pip install pytest")

@@ -78,10 +78,6 @@ def getter(target: Any, name: str) -> Any:
     return getattr(target, name)
 
 
-def class_of(target: Any) -> str:
-    return type(target).__name__
-
-
 def call(target: Any, *args: Any, **kwargs: Any) -> Any:
     return target(*args, **kwargs)
 
@@ -110,13 +106,14 @@ def advance(iterator: Any) -> list[Any]:
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
-    "call": call, "get": getter, "set": setattr, "del": delattr, "state": state, "run": run, "class": class_of,
+    "call": call, "get": getter, "set": setattr, "del": delattr, "state": state, "run": run,
     "iter": iter, "advance": advance, "len": len, "bool": bool, "str": str, "repr": repr, "format": format,
     "int": int, "float": float, "complex": complex, "round": round, "hash": hash, "dir": dir,
     "isinstance": isinstance, "issubclass": issubclass, "reversed": reversed,
     **{name: getattr(operator, name) for name in (
-        "getitem", "setitem", "delitem", "index", "add", "sub", "mul", "matmul", "truediv", "floordiv", "mod",
-        "contains", "pow", "lshift", "rshift", "and_", "or_", "xor", "iadd", "isub", "imul", "itruediv", "ior", "iand",
+        "getitem", "setitem", "delitem", "contains", "index", "add", "sub", "mul", "matmul", "truediv",
+        "floordiv", "mod", "pow", "lshift", "rshift", "and_", "or_", "xor", "iadd", "isub", "imul",
+        "itruediv", "ior", "iand",
         "neg", "pos", "abs", "invert", "lt", "le", "gt", "ge", "eq", "ne")},
 }  # fmt: skip
 

@@ -1,11 +1,11 @@
 """A row of a data set → what is to be run: the style of its tests, the tests, and what the solution is given.
 
-Tests are looked for under `tests`, `test`, `test_list`, `input_output`, `unit_tests`, then in `answer`; text that is JSON is read.
-The style is told from their form where the row does not give it:
+Tests are looked for under `tests`, `test`, `test_list`, `input_output`, `unit_tests`, then in `answer`; text
+that is JSON is read.  The style is told from their form where the row does not give it:
 
 - stdio: `[{"input": text, "output": text}, …]` or `{"inputs": [text, …], "outputs": [text, …]}`
-- call: `[{"args": […], "kwargs": {…}, "output": value}, …]` or `{"inputs": [[…], …], "outputs": […], "fn_name": name}`,
-  with `entry_point`
+- call: `[{"args": […], "kwargs": {…}, "output": value}, …]` with `entry_point`, or `{"inputs": [[…], …],
+  "outputs": […], "fn_name": name}`
 - assert: test code as one text or a list of texts, with `test_setup_code` before it
 - pytest: a text with test functions or TestCase classes
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ast
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onebase.verifiers.code_asserts import (
@@ -63,10 +63,21 @@ class Task:
 
 
 def read_task(
-    row: dict[str, Any], answer: str, style: str | None, prefix: str, module: str, scripts: bool = False
+    row: dict[str, Any],
+    answer: str,
+    style: str | None = None,
+    prefix: str = "",
+    module: str = "solution",
+    prelude: str | None = None,
 ) -> Task:
-    """Raises TestCodeError where the row's tests cannot be understood.  `scripts`: never take the direct
-    path, which is for tests of this file."""
+    """Raises TestCodeError where the row's tests cannot be understood."""
+    task = _read_task(row, answer, style, prefix, module)
+    if prelude == "leetcode":
+        return replace(task, prelude=LEETCODE, records=LEETCODE_RECORDS)
+    return task if prelude is None else replace(task, prelude=prelude, records=())
+
+
+def _read_task(row: dict[str, Any], answer: str, style: str | None, prefix: str, module: str) -> Task:
     tests = _tests(row, answer)
     entry = row.get("entry_point") or (tests.get("fn_name") if isinstance(tests, dict) else None)
     if entry is not None and not isinstance(entry, str):
@@ -90,7 +101,7 @@ def read_task(
     source = _source(tests, row)
     if style == "pytest":
         return Task(style, None, script=_pytest(source, module), prefix=prefix)
-    return _asserts(source, entry, prefix, scripts)
+    return _asserts(source, entry, prefix)
 
 
 def _tests(row: dict[str, Any], answer: str) -> Any:
@@ -188,7 +199,8 @@ def _source(tests: Any, row: dict[str, Any]) -> str:
     return "\n".join([*imports, setup, tests]) if setup or imports else tests
 
 
-def _asserts(source: str, entry: str | None, prefix: str, scripts: bool) -> Task:
+def _asserts(source: str, entry: str | None, prefix: str) -> Task:
+    """`direct` may be replaced by None in tests, which then run the same asserts in the test's process."""
     tree = parse(source)
     complete(tree, entry)
     names = set(free_names(tree))
@@ -199,7 +211,7 @@ def _asserts(source: str, entry: str | None, prefix: str, scripts: bool) -> Task
         if leetcode
         else {"prefix": prefix}
     )
-    calls = None if scripts else direct(tree, entry)
+    calls = direct(tree, entry)
     if calls:
         return Task("assert", entry, calls=calls, **given)  # type: ignore[arg-type]
     said = sorted(mentioned(tree))
@@ -214,7 +226,7 @@ def _asserts(source: str, entry: str | None, prefix: str, scripts: bool) -> Task
 
 
 def _collected(tree: ast.Module) -> list[str]:
-    """Names under which pytest finds tests: functions `test…`, and methods of `Test…` and TestCase classes."""
+    """Names under which pytest finds tests: functions `test…`, methods of `Test…` and TestCase classes."""
     found = []
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test"):

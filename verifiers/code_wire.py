@@ -148,14 +148,14 @@ def _base_of(kind: type) -> type | None:
     """The plain type that instances of `kind` reduce to, if any."""
     if _is_numpy(kind):
         return _numpy_base(kind)
-    for base in type.__dict__["__mro__"].__get__(kind):
+    for base in kind.__mro__:
         if base in _PLAIN or base in _SCALARS:
             return base
     return None
 
 
 def _is_numpy(kind: type) -> bool:
-    return type.__dict__["__module__"].__get__(kind) == "numpy" and "numpy" in sys.modules
+    return kind.__module__ == "numpy" and "numpy" in sys.modules
 
 
 def _numpy_base(kind: type) -> type | None:
@@ -176,10 +176,10 @@ def _of_array(x: Any) -> Any:
 
 
 def _namedtuple_or_tuple(x: Any) -> Any:
-    fields = getattr(type(x), "_fields", None)
     items = tuple.__getitem__(x, slice(None))
-    names = isinstance(fields, tuple) and len(fields) == len(items) and all(type(f) is str for f in fields)
-    if names and all(f.isidentifier() for f in fields):
+    fields: Any = getattr(type(x), "_fields", None)
+    named = isinstance(fields, tuple) and 0 < len(fields) == len(items)
+    if named and all(type(f) is str and f.isidentifier() for f in fields):
         return "n", [type(x).__name__, *fields], list(items), False
     return "t", None, list(items), False
 
