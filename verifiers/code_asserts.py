@@ -133,6 +133,21 @@ def free_names(source: str | ast.Module) -> list[str]:
     return sorted(used - bound - set(dir(builtins)) - {REPORT, "__file__", "__name__", "__builtins__"})
 
 
+def imported(tree: ast.Module, module: str) -> list[str]:
+    """Names that the test code takes from the solution's module, by import or as attributes of it."""
+    found: set[str] = set()
+    aliases = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == module:
+            found |= {alias.name for alias in node.names if alias.name != "*"}
+        elif isinstance(node, ast.Import):
+            aliases |= {alias.asname or alias.name for alias in node.names if alias.name == module}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases:
+            found.add(node.attr)
+    return sorted(found)
+
+
 def mentioned(tree: ast.Module) -> set[str]:
     """Every name and attribute in the test code."""
     names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}

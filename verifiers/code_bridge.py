@@ -17,7 +17,8 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from onebase.verifiers.code_remote import NATURES, Remote, RemoteClass, by_name, is_class_name
+from onebase.verifiers.code_remote import NATURES, Remote, RemoteClass, by_name, is_class_name, remote_class
+from onebase.verifiers.code_shapes import read_shape
 from onebase.verifiers.code_unwire import Decoder
 from onebase.verifiers.code_wire import Encoder, Node, WireError
 
@@ -110,7 +111,7 @@ class Bridge:
             self.last = result
         return result
 
-    def do(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def do(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         return self.ask("do", name, list(args), kwargs, originals=2)
 
     # -- what is sent --------------------------------------------------------------------------------------
@@ -150,6 +151,8 @@ class Bridge:
             named = type(name[:100] or "Object", (kind,), {"__slots__": ()})
             self.things[number] = named(self, number, children[0] if children else None)
         found = self.things[number]
+        if children and found._onebase_class is None:
+            object.__setattr__(found, "_onebase_class", children[0])
         return found._onebase_coroutine() if nature == "coroutine" else found
 
     def class_(self, meta: Any, children: list[Any]) -> Any:
@@ -158,7 +161,10 @@ class Bridge:
             raise WireError("not a class")
         if number not in self.classes:
             bases = tuple(b for b in children if isinstance(b, type) and issubclass(b, BaseException))
-            self.classes[number] = exception_class(name, bases) if bases else RemoteClass(self, number, None)
+            if bases:
+                self.classes[number] = exception_class(name, bases)
+            else:
+                self.classes[number] = remote_class(self, number, name, read_shape(meta, children))
         return self.classes[number]
 
     def reached_as(self, name: str, found: Any) -> Any:
@@ -243,6 +249,7 @@ class SolutionModule(types.ModuleType):
     def __init__(self, name: str, bridge: Bridge) -> None:
         super().__init__(name)
         self.__dict__["_onebase_bridge"] = bridge
+        self.__dict__["_onebase_found"] = {}
 
     def __getattr__(self, name: str) -> Any:
         bridge = self.__dict__["_onebase_bridge"]
@@ -250,6 +257,8 @@ class SolutionModule(types.ModuleType):
             return [n for n in bridge.ask("public") if type(n) is str]
         if name.startswith("__"):
             raise AttributeError(name)
+        if name in self.__dict__["_onebase_found"]:
+            return self.__dict__["_onebase_found"][name]
         found = bridge.names([name])
         if name not in found:
             raise AttributeError(f"the solution does not define {name}")
@@ -262,6 +271,7 @@ class SolutionModule(types.ModuleType):
         if name.startswith("__"):
             super().__setattr__(name, value)
         else:
+            self.__dict__["_onebase_found"].pop(name, None)
             self.__dict__["_onebase_bridge"].do("set", self._onebase_self(), name, value)
 
     def __delattr__(self, name: str) -> None:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import Any
+
+import pytest
+from _pytest.config import default_plugins
+
+for _name in default_plugins:  # what pytest would import at the start of every session
+    importlib.import_module(f"_pytest.{_name}")
 
 
 class Plugin:
@@ -49,8 +56,6 @@ def expected_to_fail(item: Any) -> bool:
 
 
 def run(spec: dict[str, Any], reporter: Any) -> None:
-    import pytest
-
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     plugins = (
         "cacheprovider",

@@ -3,7 +3,8 @@
 Runs in the test's process.  Calling a stand-in asks the solution's process; plain results come back as plain
 values, everything else as another stand-in.  A stand-in must not let the solution decide a test, so:
 
-- It is equal to no plain value.  Two of them are equal where they are the same object of the solution, and
+- It is equal to no plain value.  Objects of plain data classes are made here (`code_shapes`) and compared by
+  their fields.  Otherwise two of them are equal where they are the same object of the solution, and
   where both were made by the test through a class (then the class's own `__eq__` is what is tested).
 - Operators and comparisons ask the solution only for objects that the test made through a class; for what
   such an operator gave, only together with other such objects.  A function that returns an object whose
@@ -20,6 +21,9 @@ from __future__ import annotations
 import importlib
 import sys
 from typing import Any
+
+from onebase.verifiers.code_shapes import Shape
+from onebase.verifiers.code_unwire import namedtuple
 
 _DUNDERS = ("__name__", "__doc__", "__dict__", "__annotations__", "__module__", "__qualname__", "__members__")
 
@@ -68,7 +72,7 @@ class Remote:
 
         return wait()
 
-    def _onebase_do(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def _onebase_do(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         return self._onebase_bridge.do(name, self, *args, **kwargs)
 
     def _onebase_want(self, kind: type, name: str, *args: Any) -> Any:
@@ -77,7 +81,7 @@ class Remote:
             raise TypeError(f"{name} of the solution's object gave a {type(found).__name__}")
         return found
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         found = self._onebase_do("call", *args, **kwargs)
         return _unmade(found)
 
@@ -101,6 +105,8 @@ class Remote:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Remote):
             return False
+        if isinstance(other, LocalObject) and other._onebase_local:
+            return other == self
         if self._onebase_id == other._onebase_id:
             return True
         if self._onebase_made == other._onebase_made == 2:
@@ -203,9 +209,26 @@ class RemoteIterator(Remote):
 class RemoteClass(Remote):
     """A class of the solution; `_onebase_made` is 2 where it is reached under a class's name."""
 
-    __slots__ = ()
+    __slots__ = ("_onebase_name", "_onebase_shape")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def _onebase_as(self, made: int) -> RemoteClass:
+        return remote_class(
+            self._onebase_bridge, self._onebase_id, self._onebase_name, self._onebase_shape, made
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        shape = self._onebase_shape
+        if shape is not None and shape.kind == "enum" and name in shape.names:
+            return shape.values[shape.names.index(name)]
+        return super().__getattr__(name)
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        shape, name = self._onebase_shape, self._onebase_name
+        if shape is not None and self._onebase_made and shape.kind != "enum":
+            bound = shape.bind(name, args, kwargs)
+            if shape.kind == "tuple":
+                return namedtuple([name, *bound], list(bound.values()))
+            return LocalObject(self, bound)
         found = self._onebase_do("call", *args, **kwargs)
         if not isinstance(found, Remote):
             return found
@@ -216,6 +239,78 @@ class RemoteClass(Remote):
 
     def __subclasscheck__(self, cls: Any) -> bool:
         return isinstance(cls, Remote) and self._onebase_bridge.do("issubclass", cls, self) is True
+
+
+def remote_class(bridge: Any, number: int, name: str, shape: Shape | None, made: int = 0) -> RemoteClass:
+    found = RemoteClass(bridge, number, None, made)
+    object.__setattr__(found, "_onebase_name", name)
+    object.__setattr__(found, "_onebase_shape", shape)
+    return found
+
+
+class LocalObject(Remote):
+    """An object of a plain data class, made here.  The solution hears of it when it is passed on or asked for
+    more than its fields; until then it is compared here."""
+
+    __slots__ = ("_onebase_fields", "_onebase_known")
+
+    def __init__(self, cls: RemoteClass, fields: dict[str, Any]) -> None:
+        put = object.__setattr__
+        put(self, "_onebase_bridge", cls._onebase_bridge)
+        put(self, "_onebase_class", cls)
+        put(self, "_onebase_made", 2)
+        put(self, "_onebase_fields", fields)
+        put(self, "_onebase_known", None)
+
+    @property
+    def _onebase_id(self) -> int:  # type: ignore[override]
+        if self._onebase_known is None:
+            found = self._onebase_bridge.do("call", self._onebase_class, **self._onebase_fields)
+            if not isinstance(found, Remote):
+                raise TypeError(f"{self._onebase_class._onebase_name} made a {type(found).__name__}")
+            object.__setattr__(self, "_onebase_known", found._onebase_id)
+        return self._onebase_known
+
+    @property
+    def _onebase_local(self) -> bool:
+        return self._onebase_known is None
+
+    def _onebase_as(self, made: int) -> Remote:
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        if self._onebase_local and name in self._onebase_fields:
+            return self._onebase_fields[name]
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._onebase_local:
+            self._onebase_id  # noqa: B018  whether it may be set is the class's to say
+        super().__setattr__(name, value)
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not self._onebase_local or not isinstance(other, Remote):
+            return super().__eq__(other)
+        number = self._onebase_class._onebase_id
+        if other._onebase_class is None or other._onebase_class._onebase_id != number:
+            return False
+        if isinstance(other, LocalObject) and other._onebase_local:
+            return self._onebase_fields == other._onebase_fields
+        bridge = self._onebase_bridge
+        return all(bridge.do("get", other, name) == value for name, value in self._onebase_fields.items())
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other if self._onebase_local else super().__ne__(other)
+
+    __hash__ = Remote.__hash__
+
+    def __repr__(self) -> str:
+        if not self._onebase_local:
+            return super().__repr__()
+        fields = ", ".join(f"{name}={value!r}" for name, value in self._onebase_fields.items())
+        return f"{self._onebase_class._onebase_name}({fields})"
 
 
 NATURES: dict[str, type[Remote]] = {"iterator": RemoteIterator}

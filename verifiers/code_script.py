@@ -83,8 +83,8 @@ class Relay:
             self.report.broken = problem
             return
         spec = {
-            "style": self.task.style, "source": self.script.source, "names": self.script.names,
-            "mentioned": self.script.mentioned, "prelude": self.script.prelude,
+            "style": self.task.style, "source": self.script.source, "prelude": self.script.prelude,
+            "names": self.script.names, "imported": self.script.imported, "mentioned": self.script.mentioned,
             "records": list(self.task.records), "module": self.settings.module, "file": FILE,
             "objects": self.settings.objects, "nonce": self.nonce, "stop": not self.settings.partial,
         }  # fmt: skip

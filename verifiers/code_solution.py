@@ -53,12 +53,13 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
+from onebase.verifiers.code_shapes import shape_of
 from onebase.verifiers.code_unwire import Decoder
 from onebase.verifiers.code_wire import FRAME_BYTES, Encoder, Node, WireError
 
 # Imported here so that it is warm in every run: what solutions commonly import.
-WARM = (array, asyncio, bisect, copy, datetime, decimal, fractions, functools, heapq, itertools, math, random,
-        re, statistics, string, typing)  # fmt: skip
+WARM = (array, asyncio, bisect, collections, copy, dataclasses, datetime, decimal, enum, fractions, functools,
+        heapq, itertools, math, random, re, statistics, string, typing)  # fmt: skip
 ENTRY = "onebase.verifiers.code_solution:main"
 HEAD = struct.Struct("<I8s")
 PRINTED = 1 << 18  # characters of output that travel with one answer
@@ -78,7 +79,7 @@ def getter(target: Any, name: str) -> Any:
     return getattr(target, name)
 
 
-def call(target: Any, *args: Any, **kwargs: Any) -> Any:
+def call(target: Any, /, *args: Any, **kwargs: Any) -> Any:
     return target(*args, **kwargs)
 
 
@@ -181,11 +182,14 @@ class Server:
     def one_question(self) -> Any:
         """Serve one frame; the values of a frame that is the answer to a call back are returned instead."""
         self.nonce, data = self.receive()
-        decoder = self.decoder()
-        values = decoder.frame(data)
+        decoder, printed = self.decoder(), io.StringIO()
+        try:
+            values = decoder.frame(data)
+        except WireError as error:  # an object of a process that has died
+            self.raised(error, printed)
+            return None
         if values[0] == "back":
             return values
-        printed = io.StringIO()
         signal.setitimer(signal.ITIMER_PROF, self.source["cpu_seconds"])
         try:
             result = self.do(data, decoder, values, printed) if values[0] == "do" else self.plain(*values)
@@ -280,6 +284,8 @@ class Server:
             return self.describe_class(thing)
         if kind.__name__ in self.records:
             return Node("R", kind.__name__, itertools.chain.from_iterable(vars(thing).items()), mutable=True)
+        if kind is Member:  # without its class, which is being described
+            return Node("h", [self.number(thing.thing), "object", type(thing.thing).__name__])
         if isinstance(thing, Callback):
             return Node("y", thing.number)
         nature = (
@@ -299,9 +305,13 @@ class Server:
         number = self.number(thing)
         if issubclass(thing, BaseException):
             return Node("x", [number, thing.__name__], thing.__bases__)
-        return Node(
-            "x", [number, thing.__name__, shape_of(thing)], [b for b in thing.__bases__ if b is not object]
-        )
+        try:
+            kind, names, values = shape_of(thing) or (None, None, [])
+        except Exception:  # a class that does not let itself be looked at
+            kind, names, values = None, None, []
+        if kind == "enum":
+            values = [v if isinstance(v, int | str | float | bytes | tuple) else Member(v) for v in values]
+        return Node("x", [number, thing.__name__, kind, names], values)
 
     def new_record(self, name: Any) -> Any:
         cls = self.namespace.get(name)
@@ -327,19 +337,21 @@ class Server:
         )
 
 
+class Member:
+    """A member of an enumeration, as part of the description of its class."""
+
+    def __init__(self, thing: Any) -> None:
+        self.thing = thing
+
+
 class Callback:
     """A function of the test process, callable here."""
 
     def __init__(self, server: Server, number: int) -> None:
         self.server, self.number = server, number
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self.server.call_back(self.number, args, kwargs)
-
-
-def shape_of(cls: type) -> Any:
-    """For classes that are nothing but their fields, those fields: such values the test can make itself."""
-    return None
 
 
 def fill_record(thing: Any, meta: Any, children: list[Any]) -> None:
@@ -386,7 +398,3 @@ def defines(code: str, name: str) -> bool:
         if isinstance(s, ast.Assign)
         for t in s.targets
     )
-
-
-# Kept for the classes that `shape_of` and the tests' preludes look at.
-KINDS = (collections.OrderedDict, dataclasses.Field, enum.Enum)

@@ -23,6 +23,7 @@ from onebase.verifiers.code_asserts import (
     complete,
     direct,
     free_names,
+    imported,
     instrument,
     mentioned,
     parse,
@@ -41,6 +42,7 @@ class Script:
     source: str
     tests: list[str]
     names: list[str]
+    imported: list[str]
     mentioned: list[str]
     prelude: str = ""
 
@@ -101,7 +103,7 @@ def _read_task(row: dict[str, Any], answer: str, style: str | None, prefix: str,
     source = _source(tests, row)
     if style == "pytest":
         return Task(style, None, script=_pytest(source, module), prefix=prefix)
-    return _asserts(source, entry, prefix)
+    return _asserts(source, entry, prefix, module)
 
 
 def _tests(row: dict[str, Any], answer: str) -> Any:
@@ -199,7 +201,7 @@ def _source(tests: Any, row: dict[str, Any]) -> str:
     return "\n".join([*imports, setup, tests]) if setup or imports else tests
 
 
-def _asserts(source: str, entry: str | None, prefix: str) -> Task:
+def _asserts(source: str, entry: str | None, prefix: str, module: str) -> Task:
     """`direct` may be replaced by None in tests, which then run the same asserts in the test's process."""
     tree = parse(source)
     complete(tree, entry)
@@ -219,6 +221,7 @@ def _asserts(source: str, entry: str | None, prefix: str) -> Task:
         source=ast.unparse(tree),
         tests=instrument(tree),
         names=sorted(names - helpers),
+        imported=imported(tree, module),
         mentioned=said,
         prelude=LEETCODE_TESTS if helpers else "",
     )
@@ -250,4 +253,4 @@ def _pytest(source: str, module: str) -> Script:
     tests = _collected(tree)
     if not tests:
         raise TestCodeError("the test code has no test functions")
-    return Script(source, tests, free_names(tree), sorted(mentioned(tree)))
+    return Script(source, tests, free_names(tree), imported(tree, module), sorted(mentioned(tree)))

@@ -81,13 +81,20 @@ def main(payload: bytes, channel: int | None) -> None:
     reporter = Reporter(bridge, spec["nonce"], spec["stop"] and spec["style"] == "assert")
     module = SolutionModule(spec["module"], bridge)
     sys.modules[spec["module"]] = module
-    found = bridge.names(spec["names"])
-    plain = any(not isinstance(value, Remote | type) for value in found.values())
-    reporter.say("ready", plain)
+    try:
+        # One question, the first: see Relay.start_solution.
+        found = bridge.names([*spec["names"], *spec["imported"]])
+    except (Exception, SolutionGone) as error:
+        reporter.say("problem", f"the solution's names: {describe(error)}", True)
+        reporter.say("end")
+        return
+    module.__dict__["_onebase_found"] = {n: v for n, v in found.items() if isinstance(v, Remote | type)}
+    found = {name: value for name, value in found.items() if name in spec["names"]}
+    reporter.say("ready", any(not isinstance(value, Remote | type) for value in found.values()))
     if spec["style"] == "pytest":
         from onebase.verifiers import code_pytest
 
-        builtins.__dict__.update(found)  # after the test module's own names, before nothing
+        builtins.__dict__.update(found)  # names that nothing else defines
         code_pytest.run(spec, reporter)
     else:
         run_asserts(spec, reporter, found)

@@ -228,7 +228,7 @@ def _decimal(meta: Any, children: list[Any]) -> Decimal:
     return Decimal(meta)
 
 
-def _namedtuple(meta: Any, children: list[Any]) -> Any:
+def namedtuple(meta: Any, children: list[Any]) -> Any:
     """A tuple type of that name and those fields, made here; underscores are barred by namedtuple itself."""
     if type(meta) is not list or len(meta) != 1 + len(children) or len(meta) > 200:
         raise WireError("not a namedtuple")
@@ -263,7 +263,7 @@ def _array(meta: Any, children: list[Any]) -> Any:
 _LEAVES: dict[str, Builder] = {
     "t": lambda meta, children: tuple(children),
     "z": lambda meta, children: frozenset(children),
-    "n": _namedtuple,
+    "n": namedtuple,
     "b": lambda meta, children: base64.b64decode(meta, validate=True),
     "c": lambda meta, children: complex(float(meta[0]), float(meta[1])),
     "r": lambda meta, children: range(*_ints(children, 3)),
