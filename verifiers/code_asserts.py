@@ -13,11 +13,15 @@ from __future__ import annotations
 
 import ast
 import builtins
+import re
 import symtable
 from dataclasses import dataclass
 from typing import Any
 
+from onebase.verifiers.code_shapes import MARK
+
 REPORT = "__onebase_report__"
+_MARKED = re.compile(rf"{MARK}\(([\w.]+)\)")
 
 
 class TestCodeError(ValueError):
@@ -130,7 +134,7 @@ def free_names(source: str | ast.Module) -> list[str]:
                 used.add(symbol.get_name())
             if symbol.is_declared_global() and symbol.is_assigned():
                 bound.add(symbol.get_name())
-    return sorted(used - bound - set(dir(builtins)) - {REPORT, "__file__", "__name__", "__builtins__"})
+    return sorted(used - bound - set(dir(builtins)) - {REPORT, MARK, "__file__", "__name__", "__builtins__"})
 
 
 def imported(tree: ast.Module, module: str) -> list[str]:
@@ -200,7 +204,8 @@ def _is_test(statement: ast.stmt, testers: set[str]) -> bool:
 
 def _wrapped(statement: ast.stmt, tests: list[str]) -> ast.Try:
     number = len(tests)
-    tests.append(" ".join(ast.unparse(statement).split())[:200])
+    text = _MARKED.sub(r"\1", " ".join(ast.unparse(statement).split()))
+    tests.append(text[:200])
 
     def report(argument: ast.expr) -> ast.stmt:
         call = ast.Call(ast.Name(REPORT, ast.Load()), [ast.Constant(number), argument], [])

@@ -63,7 +63,6 @@ class Report:
     broken: str | None = None  # why no test could be run: the code does not load
     cpu_seconds: float = 0.0
     layers: tuple[str, ...] = ()
-    notes: list[str] = field(default_factory=list)
 
     def account(self, outcome: Outcome) -> None:
         self.cpu_seconds += outcome.cpu_seconds

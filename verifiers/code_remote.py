@@ -3,9 +3,10 @@
 Runs in the test's process.  Calling a stand-in asks the solution's process; plain results come back as plain
 values, everything else as another stand-in.  A stand-in must not let the solution decide a test, so:
 
-- It is equal to no plain value.  Objects of plain data classes are made here (`code_shapes`) and compared by
-  their fields.  Otherwise two of them are equal where they are the same object of the solution, and
-  where both were made by the test through a class (then the class's own `__eq__` is what is tested).
+- It is equal to no plain value.  Objects that the test makes of plain data classes, and those that it writes
+  down to compare with, are kept here and compared by their fields (`code_shapes`).  Otherwise two are equal
+  where they are the same object of the solution, and where both are as the test made them through a class
+  (then the class's own `__eq__` is what is tested).
 - Operators and comparisons ask the solution only for objects that the test made through a class; for what
   such an operator gave, only together with other such objects.  A function that returns an object whose
   `__sub__` is told the expected value gets a TypeError.  Made through a class means: through a name that the
@@ -26,10 +27,6 @@ from onebase.verifiers.code_shapes import Shape
 from onebase.verifiers.code_unwire import namedtuple
 
 _DUNDERS = ("__name__", "__doc__", "__dict__", "__annotations__", "__module__", "__qualname__", "__members__")
-
-
-def is_class_name(name: str) -> bool:
-    return len(name) > 2 and name.lstrip("_")[:1].isupper()
 
 
 def by_name(thing: Any) -> list[str] | None:
@@ -109,18 +106,24 @@ class Remote:
             return other == self
         if self._onebase_id == other._onebase_id:
             return True
-        if self._onebase_made == other._onebase_made == 2:
-            return self._onebase_want(bool, "eq", other)
         bridge = self._onebase_bridge
+        if self._onebase_fresh(other):
+            return self._onebase_want(bool, "eq", other)
         if bridge.spec["objects"] == "trust":
             return self._onebase_same_state(other)
         bridge.note("two objects of the solution's own classes were compared: see the option `objects`")
         return False
 
     def __ne__(self, other: object) -> bool:
-        if isinstance(other, Remote) and self._onebase_made == other._onebase_made == 2:
+        if isinstance(other, Remote) and self._onebase_fresh(other):
             return self._onebase_want(bool, "ne", other)
         return not self == other
+
+    def _onebase_fresh(self, other: Remote) -> bool:
+        """Both are as the test made them, so it is the class's `__eq__` that is tested."""
+        if not self._onebase_made == other._onebase_made == 2:
+            return False
+        return not self._onebase_bridge.touched & {self._onebase_id, other._onebase_id}
 
     def __hash__(self) -> int:
         return hash(self._onebase_id)
@@ -228,11 +231,19 @@ class RemoteClass(Remote):
             bound = shape.bind(name, args, kwargs)
             if shape.kind == "tuple":
                 return namedtuple([name, *bound], list(bound.values()))
-            return LocalObject(self, bound)
+            if shape.kind == "data":
+                return LocalObject(self, bound)
         found = self._onebase_do("call", *args, **kwargs)
         if not isinstance(found, Remote):
             return found
         return found._onebase_as(self._onebase_made)
+
+    def _onebase_expected(self, *args: Any, **kwargs: Any) -> Any:
+        """An object that is written down to be compared with."""
+        shape = self._onebase_shape
+        if shape is None or shape.kind != "init" or not self._onebase_made:
+            return self(*args, **kwargs)
+        return LocalObject(self, shape.bind(self._onebase_name, args, kwargs))
 
     def __instancecheck__(self, thing: Any) -> bool:
         return isinstance(thing, Remote) and self._onebase_bridge.do("isinstance", thing, self) is True
@@ -248,9 +259,12 @@ def remote_class(bridge: Any, number: int, name: str, shape: Shape | None, made:
     return found
 
 
+_MISSING = object()
+
+
 class LocalObject(Remote):
-    """An object of a plain data class, made here.  The solution hears of it when it is passed on or asked for
-    more than its fields; until then it is compared here."""
+    """An object that is made here.  The solution hears of it when it is passed on or asked for more than its
+    fields; until then it is compared here."""
 
     __slots__ = ("_onebase_fields", "_onebase_known")
 
@@ -275,11 +289,15 @@ class LocalObject(Remote):
     def _onebase_local(self) -> bool:
         return self._onebase_known is None
 
+    @property
+    def _onebase_plain(self) -> bool:
+        return self._onebase_class._onebase_shape.kind == "data"
+
     def _onebase_as(self, made: int) -> Remote:
         return self
 
     def __getattr__(self, name: str) -> Any:
-        if self._onebase_local and name in self._onebase_fields:
+        if self._onebase_local and name in self._onebase_fields and self._onebase_plain:
             return self._onebase_fields[name]
         return super().__getattr__(name)
 
@@ -297,12 +315,28 @@ class LocalObject(Remote):
         if other._onebase_class is None or other._onebase_class._onebase_id != number:
             return False
         if isinstance(other, LocalObject) and other._onebase_local:
-            return self._onebase_fields == other._onebase_fields
-        bridge = self._onebase_bridge
-        return all(bridge.do("get", other, name) == value for name, value in self._onebase_fields.items())
+            if self._onebase_plain:
+                return self._onebase_fields == other._onebase_fields
+            return bool(self._onebase_id and other._onebase_id) and super().__eq__(other)
+        return all(self._onebase_held(other, name) == value for name, value in self._onebase_fields.items())
+
+    def _onebase_held(self, other: Remote, name: str) -> Any:
+        """The attribute that a constructor's parameter of this name is kept in."""
+        bridge, cls = self._onebase_bridge, self._onebase_class._onebase_name
+        for attribute in (name, f"_{name}", f"_{cls}__{name}"):
+            try:
+                return bridge.do("get", other, attribute)
+            except AttributeError:
+                continue
+        bridge.note(
+            f"{cls} keeps no attribute {name}, by which it could be compared: see the option `objects`"
+        )
+        return _MISSING
 
     def __ne__(self, other: object) -> bool:
-        return not self == other if self._onebase_local else super().__ne__(other)
+        if self._onebase_local and (self._onebase_plain or not isinstance(other, LocalObject)):
+            return not self == other
+        return super().__ne__(other)
 
     __hash__ = Remote.__hash__
 

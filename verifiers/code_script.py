@@ -146,8 +146,7 @@ class Relay:
         elif what == "collected":
             self.tally.collect(values[0])
         elif what == "test":
-            name, text, last, notes = values
-            self.report.notes += [note for note in notes if note not in self.report.notes]
+            name, text, last = values
             self.tally.add(name, text, last)
         elif what == "problem":
             text, blame = values

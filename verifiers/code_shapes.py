@@ -4,10 +4,15 @@ The solution's process describes such a class once, before it has heard of any t
 process makes values of it by itself.  So `assert move(p) == Point(4, 6)` compares with a Point that the
 solution has never seen.  A false description does not help: every argument that a test gives must find its
 field, and all fields are compared.
+
+For other classes the constructor's parameters are described.  Where the test code writes an object down only
+to compare with it (`mark_expected`), that object is not made at all unless it must be: what it is compared
+with must have the attributes that are called as the parameters are, with the values of the arguments.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import enum
 import inspect
@@ -21,8 +26,8 @@ MAX_FIELDS = 200
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """`kind` is tuple, data or enum; `names` are the fields or members; `values` are the defaults of the last
-    fields, or the members."""
+    """`kind` is tuple, data, enum or init; `names` are the fields, members or constructor's parameters;
+    `values` are the defaults of the last ones, or the members."""
 
     kind: str
     names: tuple[str, ...]
@@ -57,6 +62,12 @@ def shape_of(cls: Any) -> tuple[str, list[str], list[Any]] | None:
         last = [f.default is not dataclasses.MISSING for f in found]
         if sorted(last) == last:
             return "data", [f.name for f in found], values
+    constructor = getattr(cls, "__init__", None)
+    if type(cls) is type and inspect.isfunction(constructor):
+        parameters = list(inspect.signature(constructor).parameters.values())[1:]
+        if parameters and all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters):
+            values = [p.default for p in parameters if p.default is not p.empty]
+            return "init", [p.name for p in parameters], values
     return None
 
 
@@ -78,7 +89,9 @@ def read_shape(meta: list[Any], values: list[Any]) -> Shape | None:
     if len(meta) < 4 or meta[2] is None:
         return None
     kind, names = meta[2], meta[3]
-    fine = kind in ("tuple", "data", "enum") and isinstance(names, list) and 0 < len(names) <= MAX_FIELDS
+    fine = (
+        kind in ("tuple", "data", "enum", "init") and isinstance(names, list) and 0 < len(names) <= MAX_FIELDS
+    )
     if not fine or any(type(n) is not str or not n.isidentifier() for n in names):
         raise WireError("not a class's shape")
     if (
@@ -88,3 +101,45 @@ def read_shape(meta: list[Any], values: list[Any]) -> Shape | None:
     ):
         raise WireError("not a class's shape")
     return Shape(kind, tuple(names), tuple(values))
+
+
+MARK = "__onebase_expected__"
+_EQUAL = ("assertEqual", "assertEquals", "assertNotEqual", "assertListEqual", "assertTupleEqual", "assertIn",
+          "assertCountEqual", "assertSequenceEqual", "assertDictEqual")  # fmt: skip
+
+
+def is_class_name(name: str) -> bool:
+    return len(name) > 2 and name.lstrip("_")[:1].isupper()
+
+
+def mark_expected(tree: ast.Module) -> int:
+    """Wrap the class in MARK where an object is written down as one side of `==` or `in`, in an
+    `assertEqual`, or in an assignment to `expected…`, by itself or in a list, tuple, set or dict."""
+    count = 0
+    for node in list(ast.walk(tree)):
+        sides: list[ast.expr] = []
+        if isinstance(node, ast.Compare) and all(
+            isinstance(o, ast.Eq | ast.NotEq | ast.In) for o in node.ops
+        ):
+            sides = [node.left, *node.comparators]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _EQUAL:
+            sides = node.args
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id.lower()
+            sides = [node.value] if name.startswith(("expect", "want")) else []
+        while sides:
+            side = sides.pop()
+            if isinstance(side, ast.List | ast.Tuple | ast.Set):
+                sides += side.elts
+            elif isinstance(side, ast.Dict):
+                sides += side.values
+            elif isinstance(side, ast.Call):
+                name = (
+                    side.func.attr if isinstance(side.func, ast.Attribute) else getattr(side.func, "id", "")
+                )
+                if is_class_name(name):
+                    wrapped = ast.Call(ast.Name(MARK, ast.Load()), [side.func], [])
+                    side.func = ast.copy_location(wrapped, side.func)
+                    count += 1
+    ast.fix_missing_locations(tree)
+    return count

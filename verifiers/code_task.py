@@ -29,6 +29,7 @@ from onebase.verifiers.code_asserts import (
     parse,
 )
 from onebase.verifiers.code_prelude import LEETCODE, LEETCODE_RECORDS, LEETCODE_TESTS, TEST_NAMES
+from onebase.verifiers.code_shapes import mark_expected
 
 STYLES = ("stdio", "call", "assert", "pytest")
 _FIELDS = ("tests", "test", "test_list", "input_output", "unit_tests")
@@ -217,6 +218,7 @@ def _asserts(source: str, entry: str | None, prefix: str, module: str) -> Task:
     if calls:
         return Task("assert", entry, calls=calls, **given)  # type: ignore[arg-type]
     said = sorted(mentioned(tree))
+    mark_expected(tree)
     script = Script(
         source=ast.unparse(tree),
         tests=instrument(tree),
@@ -253,4 +255,6 @@ def _pytest(source: str, module: str) -> Script:
     tests = _collected(tree)
     if not tests:
         raise TestCodeError("the test code has no test functions")
-    return Script(source, tests, free_names(tree), imported(tree, module), sorted(mentioned(tree)))
+    names, said = free_names(tree), sorted(mentioned(tree))
+    source = ast.unparse(tree) if mark_expected(tree) else source
+    return Script(source, tests, names, imported(tree, module), said)

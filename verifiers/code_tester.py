@@ -20,6 +20,7 @@ from onebase.verifiers import code_asserts
 from onebase.verifiers.code_bridge import Bridge, SolutionGone, SolutionModule
 from onebase.verifiers.code_compare import show
 from onebase.verifiers.code_remote import Remote
+from onebase.verifiers.code_shapes import MARK
 
 ENTRY = "onebase.verifiers.code_tester:main"
 
@@ -37,10 +38,13 @@ class Reporter:
 
     def test(self, test: int | str, error: BaseException | str | None) -> None:
         text = error if error is None or isinstance(error, str) else describe(error)
-        last = self.bridge.last
+        bridge, self.bridge.last, last = self.bridge, None, self.bridge.last
+        text = text or bridge.failed_callback
+        notes, bridge.notes, bridge.failed_callback = bridge.notes, [], None
         shown = None if text is None or last is None or isinstance(last, Remote) else show(last, 80)
-        self.bridge.last = None
-        self.say("test", test, text, shown, self.bridge.notes)
+        if text is not None and notes:
+            text = f"{text}; {'; '.join(notes)}"
+        self.say("test", test, text, shown)
         if text is not None and self.stop:
             raise Stop
 
@@ -79,6 +83,7 @@ def main(payload: bytes, channel: int | None) -> None:
     spec = json.loads(payload)
     bridge = Bridge(read, write, spec)
     reporter = Reporter(bridge, spec["nonce"], spec["stop"] and spec["style"] == "assert")
+    builtins.__dict__[MARK] = lambda thing: getattr(thing, "_onebase_expected", thing)
     module = SolutionModule(spec["module"], bridge)
     sys.modules[spec["module"]] = module
     try:

@@ -125,8 +125,6 @@ def verdict(task: Task, report: Report, partial: bool, fenced: bool, seconds: fl
         "failures": {name: how[:REASON] for name, how in list(report.failures.items())[:20]},
         "layers": list(report.layers), "cpu_seconds": round(report.cpu_seconds, 4),
     }  # fmt: skip
-    if report.notes:
-        details["notes"] = report.notes
     return Verdict(reward, one_line(reason), seconds=seconds, details=details)
 
 
