@@ -15,6 +15,7 @@ import ast
 import builtins
 import re
 import symtable
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,8 +45,10 @@ class Call:
 
 def parse(source: str) -> ast.Module:
     try:
-        tree = ast.parse(source)
-        compile(source, "tests.py", "exec", dont_inherit=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(source)
+            compile(source, "tests.py", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise TestCodeError(f"the test code does not compile: {error}") from error
     return tree

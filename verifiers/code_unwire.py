@@ -47,6 +47,8 @@ class Decoder:
         self.shells = shells or {}
         self.built: list[Any] = []
         self._places: list[int] = []
+        self._wide_nodes: set[int] = set()
+        self._wide_keys = 0
 
     def mutables(self) -> list[Any]:
         """The mutable containers of the frame, in the order in which the encoder met them."""
@@ -77,7 +79,6 @@ class Decoder:
         weights = [1] * len(nodes)
         depths = [0] * len(nodes)
         later = self._places = []
-        wide = 0
         for k, node in enumerate(nodes):
             if type(node) is not list or len(node) < 2 or type(node[0]) is not str:
                 raise WireError("not a node")
@@ -98,20 +99,31 @@ class Decoder:
             if tag not in self.leaves:
                 raise WireError(f"unknown tag {tag[:20]!r}")
             children = [self._value(x) for x in node[2:]]
-            wide += tag in ("z", "k") and sum(map(_wide, children))
+            if tag in ("z", "k"):
+                self._count_keys(node[2:])
             self.built[k] = self.leaves[tag](meta, children)
+            if _wide(self.built[k]) or any(map(self._is_wide, node[2:])):
+                self._wide_nodes.add(k)
         for k in later:
             tag, meta = nodes[k][0], nodes[k][1]
             children = [self._value(x) for x in nodes[k][2:]]
-            if tag in "dsOCF":  # ints beyond the hash's modulus could be chosen to collide
-                wide += sum(map(_wide, children if tag == "s" else children[::2]))
-                if wide > WIDE_KEYS:
-                    raise WireError(f"more than {WIDE_KEYS} very large numbers as keys")
+            if tag in "dsOCF":
+                self._count_keys(nodes[k][2:] if tag == "s" else nodes[k][2::2])
             if tag in self.shells:
                 self.shells[tag][1](self.built[k], meta, children)
             else:
                 _fill(tag, self.built[k], meta, children)
-        if wide > WIDE_KEYS:
+
+    def _is_wide(self, x: Any) -> bool:
+        if type(x) is list and len(x) == 1:
+            return x[0] in self._wide_nodes
+        return _wide(self._value(x))
+
+    def _count_keys(self, keys: list[Any]) -> None:
+        """Numbers beyond the hash's modulus, and those whose hash is easily steered, could be chosen to
+        collide, which would make one frame take hours."""
+        self._wide_keys += sum(map(self._is_wide, keys))
+        if self._wide_keys > WIDE_KEYS:
             raise WireError(f"more than {WIDE_KEYS} very large numbers as keys")
 
     def _shell(self, tag: str, meta: Any, given: Any) -> Any:
@@ -175,7 +187,9 @@ def _no_constant(name: str) -> Any:
 
 
 def _wide(x: Any) -> bool:
-    return type(x) in (int, float, Decimal, Fraction, complex) and not abs(x) < _HASH_PRIME
+    if type(x) in (Decimal, Fraction, complex):
+        return True
+    return type(x) in (int, float) and not abs(x) < _HASH_PRIME
 
 
 def _fill(tag: str, shell: Any, meta: Any, children: list[Any]) -> None:
@@ -191,7 +205,8 @@ def _fill(tag: str, shell: Any, meta: Any, children: list[Any]) -> None:
     else:
         if len(children) % 2:
             raise WireError("a key without its value")
-        dict.update(shell, zip(children[::2], children[1::2], strict=True))  # a Counter's own would add
+        for key, value in zip(children[::2], children[1::2], strict=True):
+            shell[key] = value
 
 
 def _ints(meta: Any, count: int) -> list[int]:

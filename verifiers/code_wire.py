@@ -210,7 +210,12 @@ _PLAIN: dict[type, Callable[[Any], tuple[str, Any, Any, bool]]] = {
     complex: lambda x: ("c", [repr(complex.real.__get__(x)), repr(complex.imag.__get__(x))], [], False),
     range: lambda x: ("r", None, [x.start, x.stop, x.step], False),
     collections.deque: lambda x: ("D", x.maxlen, list(collections.deque.__iter__(x)), True),
-    collections.OrderedDict: lambda x: ("O", None, _pairs(x), True),
+    collections.OrderedDict: lambda x: (
+        "O",  # its order is its own, not the dict's
+        None,
+        [part for pair in collections.OrderedDict.items(x) for part in pair],
+        True,
+    ),
     collections.Counter: lambda x: ("C", None, _pairs(x), True),
     collections.defaultdict: lambda x: ("F", None, _pairs(x), True),
     Decimal: lambda x: ("m", Decimal.__str__(x), [], False),
