@@ -15,11 +15,10 @@ comes through pipes that only the caller reads.
 
 from __future__ import annotations
 
-import json
+import marshal
 import os
 import select
 import socket
-import struct
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -137,8 +136,8 @@ class Sandbox:
             if self._zygote is None or self._zygote.dead:
                 self._zygote = Zygote(self._config)
                 self.layers, self.missing = self._zygote.layers, self._zygote.missing
-            head = {"entry": entry, "argv": None if argv is None else list(argv), "payload": len(payload)}
-            return Run(self, self._zygote, head, payload, stdin, files or {}, channel, limits or self.limits)
+            job = marshal.dumps((None if argv is None else list(argv), dict(files or {}), payload))
+            return Run(self, self._zygote, entry, job, stdin, channel, limits or self.limits)
         except BaseException:
             self._release()
             raise
@@ -159,10 +158,9 @@ class Run:
         self,
         sandbox: Sandbox,
         zygote: Zygote,
-        head: dict[str, Any],
-        payload: bytes,
+        entry: str | None,
+        job: bytes,
         stdin: bytes,
-        files: Mapping[str, bytes],
         channel: socket.socket | None,
         limits: Limits,
     ) -> None:
@@ -171,10 +169,7 @@ class Run:
         self._sizes: dict[int, int] = {}
         self._flooded = False
         self.outcome: Outcome | None = None
-        head["files"] = [(name, len(data)) for name, data in files.items()]
-        text = json.dumps(head).encode()
-        job = memfd([struct.pack("<I", len(text)), text, *files.values(), payload])
-        ours, theirs = [], [job]
+        ours, theirs = [], [memfd(job)]
         try:
             for _ in ("stdout", "stderr"):
                 reader, writer = pipe(limits.output_bytes)
@@ -182,13 +177,14 @@ class Run:
                 theirs.append(writer)
             fds = ["job", "stdout", "stderr"]
             if stdin:
-                theirs.append(memfd([stdin]))
+                theirs.append(memfd(stdin))
                 fds.append("stdin")
             passed = list(theirs)
             if channel is not None:
                 passed.append(channel.fileno())
                 fds.append("channel")
-            zygote.send({"run": asdict(limits), "fds": fds}, passed)
+            order = {"limits": asdict(limits), "fds": fds, "entry": entry, "size": len(job)}
+            zygote.send(order, passed)
         except BaseException:
             for fd in ours:
                 os.close(fd)
@@ -223,13 +219,15 @@ class Run:
         return self.outcome
 
     def wait_for(self, channel: socket.socket, timeout: float | None = None) -> Outcome | None:
-        """Block until `channel` can be read (or `timeout` passed): None; or until the run is over."""
-        if self.outcome is None:
-            end = None if timeout is None else time.monotonic() + timeout
-            while not self._pump(channel, end) and self.outcome is None:
-                if end is not None and time.monotonic() >= end:
-                    break
-        return self.outcome
+        """Block until `channel` can be read (also if it is at its end) or `timeout` has passed: None; or until
+        the run is over and the channel has no more to say: its Outcome."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while self.outcome is None:
+            if self._pump(channel, end) or (end is not None and time.monotonic() >= end):
+                return None
+        poll = select.poll()
+        poll.register(channel, select.POLLIN)
+        return None if poll.poll(0) else self.outcome
 
     def _pump(self, channel: socket.socket | None, end: float | None = None) -> bool:
         """One round of reading; True when the channel has something to read."""
@@ -272,18 +270,20 @@ class Run:
             self._zygote.send({"kill": "output"}, [])
         return True
 
-    def _finish(self, result: dict[str, Any]) -> None:
-        if "error" in result:
-            raise SandboxError(result["error"])
+    def _finish(self, answer: str) -> None:
+        how, *numbers = answer.split()
+        code, cpu, wall, memory, outlived = map(float, numbers)
         for fd in list(self._open):
             while not self._flooded and self._read(fd):
                 pass
-        if self._flooded and result["how"] in ("exit", "signal"):
-            result["how"] = "output"  # it ended before the order to kill it arrived
+        if self._flooded and how in ("exit", "signal"):
+            how = "output"  # it ended before the order to kill it arrived
         stdout, stderr = (b"".join(self._kept[fd]) for fd in (self._out, self._err))
         layers = self._zygote.layers
         self._close()
-        self.outcome = Outcome(stdout=stdout, stderr=stderr, layers=layers, **result)
+        self.outcome = Outcome(
+            how, int(code), stdout, stderr, cpu, wall, round(memory, 1), layers, int(outlived)
+        )
 
     def _close(self) -> None:
         for fd in (self._out, self._err):
@@ -293,15 +293,14 @@ class Run:
         self._sandbox._release()
 
 
-def memfd(parts: Sequence[bytes]) -> int:
+def memfd(data: bytes) -> int:
     """A file in memory with these bytes, rewound, which nobody can write any more."""
     import fcntl
 
     fd = os.memfd_create("onebase", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    for part in parts:
-        view = memoryview(part)
-        while view:
-            view = view[os.write(fd, view) :]
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
     os.lseek(fd, 0, os.SEEK_SET)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 15)  # SEAL | SHRINK | GROW | WRITE
     return fd

@@ -5,6 +5,7 @@ whatever was put there.
 from __future__ import annotations
 
 import errno
+import marshal
 import os
 import stat
 import time
@@ -15,30 +16,27 @@ MAX_FILES = 8192
 MODE = 0o700
 
 
-def prepare(plan: Plan, uid: int | None) -> None:
-    """Hand the (empty) folder to the next run's uid."""
-    if uid is not None:
-        os.chown(plan.box, uid, uid)
-
-
 def empty(plan: Plan) -> None:
-    """Remove everything that a run left.  One look is enough for most: a folder whose change time is that of
-    the last cleaning holds nothing."""
-    os.chmod(plan.box, MODE)
-    fd = os.open(plan.box, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        if os.listdir(fd):
-            wipe(fd)
-    finally:
-        os.close(fd)
+    """In the zygote: remove what a run left.  Plain files are removed here; for more the janitor is asked,
+    because moving folders about may be against the zygote's own Landlock rules."""
+    if stat.S_IMODE(os.stat(plan.box).st_mode) != MODE:
+        os.chmod(plan.box, MODE)
+    names = os.listdir(plan.box)
+    for name in names:
+        try:
+            os.unlink(os.path.join(plan.box, name))
+        except OSError:
+            plan.janitor.send(marshal.dumps("wipe"))
+            if not plan.janitor.recv(1 << 10):
+                raise OSError(errno.EIO, "the janitor could not empty the folder of a run") from None
+            return
 
 
 def wipe(top: int) -> None:
     """Empty the folder behind a descriptor.  Folders inside folders are first moved to the top under new
     names, so that neither depth nor the length of paths matters, and nothing is followed."""
     todo = os.listdir(top)
-    count = 0
-    stamp = time.monotonic_ns()
+    stamp, count = time.monotonic_ns(), 0
     while todo:
         name = todo.pop()
         try:
@@ -52,7 +50,7 @@ def wipe(top: int) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-        os.chmod(name, MODE, dir_fd=top, follow_symlinks=True)
+        os.chmod(name, MODE, dir_fd=top)
         inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
         try:
             for child in os.listdir(inner):
@@ -61,6 +59,7 @@ def wipe(top: int) -> None:
                 except IsADirectoryError:
                     count += 1
                     moved = f".{stamp}-{count}"
+                    os.chmod(child, MODE, dir_fd=inner)  # moving a folder writes its ".."
                     os.rename(child, moved, src_dir_fd=inner, dst_dir_fd=top)
                     todo.append(moved)
         finally:

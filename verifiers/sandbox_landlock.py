@@ -38,7 +38,8 @@ def abi(libc: ctypes.CDLL) -> int:
     (EOPNOTSUPP)."""
     version = libc.syscall(CREATE, None, ctypes.c_size_t(0), 1)
     if version < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        number = ctypes.get_errno()
+        raise OSError(number, f"{os.strerror(number)} (needs kernel 5.13 and landlock among its active LSMs)")
     return version
 
 
@@ -68,7 +69,10 @@ def ruleset(libc: ctypes.CDLL, rules: Iterable[tuple[str, int]], writable: str) 
     return made
 
 
-def restrict(libc: ctypes.CDLL, made: int, version: int) -> None:
+def restrict(libc: ctypes.CDLL, made: int) -> None:
     """Put the rules on this thread and all its forks, for good (no_new_privs must be set)."""
-    if libc.syscall(RESTRICT, made, QUIET if version >= 7 else 0) != 0:
-        raise OSError(ctypes.get_errno(), f"landlock_restrict_self ({os.strerror(ctypes.get_errno())})")
+    result = libc.syscall(RESTRICT, made, QUIET if abi(libc) >= 7 else 0)
+    number = ctypes.get_errno()
+    os.close(made)
+    if result != 0:
+        raise OSError(number, f"landlock_restrict_self ({os.strerror(number)})")

@@ -15,22 +15,20 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
 import math
 import os
-import platform
 import resource
 import socket
 import struct
 from dataclasses import dataclass, field
 from typing import Any
 
-from onebase.verifiers import sandbox_landlock, sandbox_seccomp
+from onebase.verifiers import sandbox_seccomp
 from onebase.verifiers.sandbox_imports import Descriptors
 
 BASIC = ("rlimits", "uid", "seccomp", "landlock")
 NAMESPACES = ("user", "pid", "mount", "net", "ipc", "uts")
-PR_SET_NO_NEW_PRIVS, PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG = 38, 36, 1
+PR_SET_NO_NEW_PRIVS, PR_SET_CHILD_SUBREAPER = 38, 36
 PR_CAPBSET_DROP, PR_CAP_AMBIENT, PR_SET_SECUREBITS = 24, 47, 28
 SECUREBITS = 0x2F  # root's uid gives no capabilities, and that cannot be taken back
 FIRST_UID, UIDS_EACH = 1 << 30, 16
@@ -51,19 +49,17 @@ class Plan:
     box: str  # the folder of the runs, emptied after each
     complaints: tuple[int, int]  # a pipe: what kept the code from being started
     proc: int  # /proc, opened before it went out of sight
+    janitor: socket.socket  # the zygote's way to the janitor
     uids: list[int] = field(default_factory=list)  # taken in turns
     killer: int = 0  # a uid that may kill those, and that they may not kill
     claim: socket.socket | None = None  # holds the uids for as long as it is open
     layers: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)  # layer: why it is not here
-    rules: int = -1  # the Landlock ruleset's descriptor
-    landlock_abi: int = 0
     descriptors: Descriptors | None = None  # see sandbox_imports
     cgroups: list[Any] = field(default_factory=list)
     other_tasks: int = 0  # tasks that the process limit counts besides the run's
     own_space: int = 0  # the warm process's address space and data, which every run starts with
     own_data: int = 0
-    own_anon_kb: int = 0
     notes: list[str] = field(default_factory=list)
 
     def has(self, layer: str) -> bool:
@@ -81,31 +77,44 @@ class Plan:
             return ""
 
 
-def set_rlimits(limits: dict[str, Any], command: bool, plan: Plan) -> None:
+def rlimits(limits: dict[str, Any], command: bool, plan: Plan) -> list[tuple[int, tuple[int, int]]]:
     """Soft and hard alike, so none can be raised.  Address space is limited for Python only: other runtimes
     reserve much more than they use, so a command has its private writable memory limited instead."""
     memory = limits["memory_mb"] << 20
-    stack = min(64 << 20, memory)
-    for which, value in (
-        (resource.RLIMIT_CPU, math.ceil(limits["cpu_seconds"]) + 1),  # the watcher counts the fractions
+    wanted = [
+        (resource.RLIMIT_CPU, math.ceil(limits["cpu_seconds"]) + 1),  # the fractions are counted by others
         (resource.RLIMIT_DATA, memory + (0 if command else plan.own_data)),
-        (resource.RLIMIT_AS, resource.RLIM_INFINITY if command else memory + plan.own_space),
-        (resource.RLIMIT_STACK, stack),
+        (resource.RLIMIT_STACK, min(64 << 20, memory)),
         (resource.RLIMIT_FSIZE, limits["disk_mb"] << 20),
         (resource.RLIMIT_NOFILE, limits["open_files"]),
         (resource.RLIMIT_NPROC, limits["processes"] + plan.other_tasks),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_MSGQUEUE, 0),
-        (resource.RLIMIT_MEMLOCK, 64 << 10),
-        (resource.RLIMIT_SIGPENDING, 256),
-        (resource.RLIMIT_NICE, 0),
-        (resource.RLIMIT_RTPRIO, 0),
-    ):
-        try:
-            resource.setrlimit(which, (value, value))
-        except ValueError:  # this process is itself held to less than the limit asks for: that is enough
-            hard = resource.getrlimit(which)[1]
-            resource.setrlimit(which, (hard, hard))
+    ]
+    wanted += [] if command else [(resource.RLIMIT_AS, memory + plan.own_space)]
+    return [(which, (value, value)) for which, value in ((w, within(w, v)) for w, v in wanted)]
+
+
+# The same for every run, and so the zygote's too.  One byte of core: none is written, and none is piped to
+# the machine's crash handler, which a limit of 0 does not prevent.
+CONSTANT_RLIMITS = (
+    (resource.RLIMIT_CORE, 1),
+    (resource.RLIMIT_MEMLOCK, 64 << 10),
+    (getattr(resource, "RLIMIT_MSGQUEUE", -1), 0),
+    (getattr(resource, "RLIMIT_SIGPENDING", -1), 256),
+    (getattr(resource, "RLIMIT_NICE", -1), 0),
+    (getattr(resource, "RLIMIT_RTPRIO", -1), 0),
+)
+
+
+def set_constant_rlimits() -> None:
+    for which, value in CONSTANT_RLIMITS:
+        value = within(which, value)
+        resource.setrlimit(which, (value, value))
+
+
+def within(which: int, value: int) -> int:
+    """Never more than this process may have itself."""
+    hard = resource.getrlimit(which)[1]
+    return value if hard == resource.RLIM_INFINITY else min(value, hard)
 
 
 def become(uid: int) -> None:
@@ -131,22 +140,42 @@ def drop_capabilities() -> None:
         raise OSError(ctypes.get_errno(), "capset: the capabilities cannot be dropped")
 
 
-def put_on(plan: Plan, limits: dict[str, Any], command: bool, uid: int | None) -> None:
-    """All layers that belong to one run's process; the others hold for the warm process and so for it too."""
-    if uid is not None:
-        become(uid)
-    else:
-        drop_capabilities()
-    set_rlimits(limits, command, plan)
+def stay_alone() -> None:
+    sandbox_seccomp.install(sandbox_seccomp.alone(os.uname().machine, os.getpid()), libc)
 
 
-def seal(plan: Plan) -> None:
-    """The last ones, after the run's files are in place."""
-    if plan.has("landlock"):
-        sandbox_landlock.restrict(libc, plan.rules, plan.landlock_abi)
-    if plan.alone and plan.has("seccomp"):
-        machine = platform.machine()
-        sandbox_seccomp.install(sandbox_seccomp.alone(machine, os.getpid()), libc, machine)
+def children(plan: Plan, pid: str) -> list[int]:
+    """Children of all threads of a process, by /proc."""
+    found: list[int] = []
+    try:
+        folder = os.open(f"{pid}/task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=plan.proc)
+    except OSError:
+        return found
+    try:
+        for thread in os.listdir(folder):
+            found += map(int, text(plan, f"{pid}/task/{thread}/children").split())
+    finally:
+        os.close(folder)
+    return found
+
+
+def text(plan: Plan, path: str) -> str:
+    """A file of /proc; empty where the process has gone meanwhile."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=plan.proc)
+    except OSError:
+        return ""
+    try:
+        return os.read(fd, 1 << 14).decode(errors="replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
+
+
+def number_after(text: str, name: str) -> int:
+    _, found, rest = text.partition(name)
+    return int(rest.split(None, 1)[0]) if found else 0
 
 
 def claim_uids() -> tuple[list[int], int, socket.socket]:
@@ -170,7 +199,7 @@ def blocks() -> list[int]:
     """First uids of blocks to try, in order, all mapped in this user namespace."""
     maps = [mapped("/proc/self/uid_map"), mapped("/proc/self/gid_map")]
     width = 2 * UIDS_EACH
-    space = int(hashlib.sha256(os.readlink("/proc/self/ns/pid").encode()).hexdigest(), 16) % 8
+    space = os.stat("/proc/self/ns/pid").st_ino % 8  # pids are told apart by their namespace
     high = FIRST_UID + (space << 27) + os.getpid() * width
     low = range(20_000, 60_000 - width, width)
     at = os.getpid() % len(low)

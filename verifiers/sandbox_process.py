@@ -7,7 +7,8 @@ pidfd, which holds even where a forked sibling keeps the socket open).
 
 from __future__ import annotations
 
-import json
+import ast
+import marshal
 import os
 import signal
 import socket
@@ -41,11 +42,12 @@ class Zygote:
         folder = Path(onebase.__file__).resolve().parent
         self.dead = False
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        complaints = os.memfd_create("onebase", os.MFD_CLOEXEC)
         try:
             self.process = subprocess.Popen(
                 [interpreter(), "-s", "-S", "-P", "-B", "-X", "utf8",
                  str(folder / "verifiers" / "sandbox_zygote.py"), str(theirs.fileno()), str(folder)],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=complaints,
                 pass_fds=(theirs.fileno(),), cwd="/", start_new_session=True,
                 # Nothing of the caller's environment (tokens, keys) goes in; the seed of str hashes is
                 # fixed, so that the order of sets, and with it a verdict, is the same in every process.
@@ -59,26 +61,25 @@ class Zygote:
         self.send({**config, "caller": os.getpid(), "search": search, "tmp": tempfile.gettempdir()}, [])
         self.socket.settimeout(START_SECONDS)
         try:
-            hello = self.receive()
-        except SandboxError:
+            hello = ast.literal_eval(self.receive())
+        except SandboxError as error:
             self.close()
-            raise
+            raise SandboxError(f"{error}\n{os.pread(complaints, 4096, 0).decode(errors='replace')}") from None
+        finally:
+            os.close(complaints)
         self.socket.settimeout(None)
-        if "error" in hello:
-            self.close()
-            raise SandboxError(hello["error"])
         self.layers: tuple[str, ...] = tuple(hello["layers"])
         self.missing: dict[str, str] = hello["missing"]
-        self.pid: int = hello["pid"]
+        self.notes: list[str] = hello["notes"]
 
     def send(self, message: dict[str, Any], fds: list[int]) -> None:
         try:
-            socket.send_fds(self.socket, [json.dumps(message).encode()], fds)
+            socket.send_fds(self.socket, [marshal.dumps(message)], fds)
         except OSError as error:
             self.dead = True
             raise SandboxError(f"the sandbox's warm process is gone ({error})") from error
 
-    def receive(self) -> dict[str, Any]:
+    def receive(self) -> str:
         try:
             data = self.socket.recv(MESSAGE)
         except TimeoutError:
@@ -92,7 +93,10 @@ class Zygote:
         if not data:
             self.dead = True
             raise SandboxError(f"the sandbox's warm process is gone ({reason})")
-        return json.loads(data)
+        text = data.decode(errors="replace")
+        if text.startswith("error "):
+            raise SandboxError(text.removeprefix("error "))
+        return text
 
     def close(self) -> None:
         self.dead = True

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import platform
+import os
 
 # name, number on x86-64, number on aarch64 (- where there is none)
 NETWORK = """socket 41 198, connect 42 203, bind 49 200, listen 50 201, accept 43 202, accept4 288 242"""
@@ -152,10 +152,10 @@ def compiled(code: list[Instruction]) -> _Program:
     return _Program(len(code), array)
 
 
-def install(code: list[Instruction], libc: ctypes.CDLL, machine: str | None = None) -> None:
+def install(code: list[Instruction], libc: ctypes.CDLL) -> None:
     """Put the filter on this thread and all its forks, for good.  OSError where the kernel refuses."""
     ready = compiled(code)
-    call = SECCOMP_CALL[machine or platform.machine()]
+    call = SECCOMP_CALL[os.uname().machine]
     if libc.syscall(call, 1, SPEC_ALLOW, ctypes.byref(ready)) == 0:
         return
     if libc.syscall(call, 1, 0, ctypes.byref(ready)) != 0:  # kernels before 4.17 do not know the flag

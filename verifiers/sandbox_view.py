@@ -11,9 +11,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import os
-import shutil
 import sys
-import sysconfig
 from dataclasses import dataclass, field
 
 from onebase.verifiers.sandbox_landlock import DEVICE, LIST, READ
@@ -68,7 +66,7 @@ def holds_packages(path: str) -> bool:
 
 
 def stdlib() -> str:
-    return os.path.realpath(sysconfig.get_path("stdlib"))
+    return os.path.realpath(os.path.dirname(os.__file__))
 
 
 def dynload() -> str:
@@ -82,7 +80,7 @@ def dynload() -> str:
 
 def libraries() -> list[str]:
     """Folders of shared libraries and what is mapped here and now; libpython wherever it lies."""
-    triplet = sysconfig.get_config_var("MULTIARCH") or f"{os.uname().machine}-linux-gnu"
+    triplet = getattr(sys.implementation, "_multiarch", "") or f"{os.uname().machine}-linux-gnu"
     folders = [f"{root}/{triplet}" for root in ("/lib", "/usr/lib", "/usr/local/lib")] + [
         "/lib64",
         "/usr/lib64",
@@ -96,12 +94,20 @@ def libraries() -> list[str]:
     return found + [path for path in files if not path.startswith(inside)]
 
 
+def which(name: str) -> str | None:
+    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        path = os.path.join(folder, name)
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return None
+
+
 def command(name: str) -> list[str]:
     """A command's file and, where it lives in a prefix of its own (a JDK, a toolchain), that prefix; a path
     stands for itself."""
     if os.sep in name:
         return [name]
-    path = shutil.which(name)
+    path = which(name)
     if path is None:
         raise FileNotFoundError(f"use={name!r}: there is no such command in {os.environ.get('PATH')}")
     real = os.path.realpath(path)
