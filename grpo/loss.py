@@ -4,10 +4,10 @@ r_t = exp(logp_train - logp_rollout) is the importance ratio against the *sampli
 log-probabilities, so that what the engine really drew from is what is corrected for.
 
     cispo  -sg(min(r_t, cap)) A log pi_t                     (MiniMax-M1, arXiv 2506.13585, equation 4)
-    grpo   -min(r_t A, clip(r_t, 1-eps_low, 1+eps_high) A)   (arXiv 2402.03300; two epsilons: DAPO, arXiv
-    2503.14476) gspo   the same with r_t replaced by the sequence's geometric mean ratio, its gradient by the
-    tokens
-           (arXiv 2507.18071, equations 5 and 7)
+    grpo   -min(r_t A, clip(r_t, 1-eps_low, 1+eps_high) A)   (arXiv 2402.03300, equation 3; two epsilons:
+                                                             DAPO, arXiv 2503.14476)
+    gspo   as grpo, r_t replaced by the sequence's geometric mean ratio, its gradient through the tokens
+                                                             (arXiv 2507.18071, equations 5 and 7)
 
 The default is cispo with prompt aggregation and batch-normalised advantages: in ScaleRL's controlled study
 (arXiv 2510.13786) it has the highest ceiling together with GSPO and is the least sensitive to its one
@@ -16,9 +16,11 @@ sampling that a second engine needs.
 
 Aggregation over trained tokens: `token` is the mean over all tokens of the batch (DAPO); `prompt` the mean
 over a prompt's tokens, then over prompts (ScaleRL); `sequence` the mean over a sequence's tokens, then over
-sequences (GRPO). Dropped groups do not count.  KL to a reference, x = log pi - log ref:  k1 = x, k2 = x^2 /
-2, k3 = e^-x - 1 + x.  As a *loss* k2 has the gradient of the reverse KL on policy; k1 has none in expectation
-and k3 only approximates it (arXiv 2510.01555); each is multiplied by sg(min(r, cap)) to hold off policy.
+sequences (GRPO).  Dropped groups do not count.
+
+KL to a reference, x = log pi - log ref:  k1 = x,  k2 = x^2 / 2,  k3 = e^-x - 1 + x.  As a *loss* k2 has the
+gradient of the reverse KL on policy; k1 has none in expectation and k3 only approximates it (arXiv
+2510.01555); each is multiplied by sg(min(r, cap)) to hold off policy.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
     runs/<recipe>/recipe.resolved.yaml   what was asked for, every default written out
     runs/<recipe>/run.json               versions, commit and hardware of the latest start
     runs/<recipe>/starts.jsonl           the same for every start
-    runs/<recipe>/<stage>/               the stage's own files; made.json: what it is made from; done.json: it
-    is finished
+    runs/<recipe>/<stage>/               the stage's own files
+    runs/<recipe>/<stage>/made.json      what it is made from
+    runs/<recipe>/<stage>/done.json      it is finished
 
 A stage's main keeps its own state/ and goes on from there when it is called again, so a broken stage is
 simply called again.  A finished stage is skipped as long as what it was made from is unchanged; otherwise

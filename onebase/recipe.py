@@ -50,7 +50,8 @@ class Source(Section):
     @model_validator(mode="after")
     def _one_origin(self) -> Source:
         given = [k for k in ("world", "path", "hub", "stage") if getattr(self, k) is not None]
-        assert len(given) == 1, f"exactly one of world, path, hub, stage; given: {given or 'none'}"
+        if len(given) != 1:
+            raise ValueError(f"exactly one of world, path, hub, stage; given: {given or 'none'}")
         return self
 
 

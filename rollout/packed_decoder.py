@@ -5,13 +5,11 @@ The same function as `Transformer.decode`, with products of weights formed once 
 
 - gains of the norms before a projection are multiplied into it;
 - query and W_uk, value and output projection become one matrix each: a head's query meets the cached latent
-directly
-  and its mixed latent goes straight to the residual stream (MLA's absorption, arXiv 2405.04434, section
-  2.1.2, carried to the end); one product gives every head's query and the new cache entry, laid out alike, so
-  that one multiplication rotates them all;
+  directly and its mixed latent goes straight to the residual stream (MLA's absorption, arXiv 2405.04434,
+  section 2.1.2, carried to the end); one product gives every head's query and the new cache entry, laid out
+  alike, so that one multiplication rotates them all;
 - router, all experts and the shared expert are one product in and one out; an expert that was not chosen has
-gate 0.
-  That computes E / K times more than needed and is faster as long as E / K is small (`fits`).
+  gate 0.  That computes E / K times more than needed and is faster as long as E / K is small (`fits`).
 
 Sums are formed in another order than in training, so logits differ by float32 rounding; the parity test holds
 1e-5.

@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import threading
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,9 @@ from onebase.errors import UserError
 from onebase.verifiers.base import Verifier
 
 GROUP = "onebase.verifiers"
+# One thread imports a verifier's file while the others wait: a half-imported module has no function yet.
+# Re-entrant, because a file may load another verifier as it is imported.
+_IMPORTING = threading.RLock()
 
 
 def builtin_names() -> list[str]:
@@ -69,19 +73,20 @@ def _from_file(name: str) -> Verifier:
         raise UserError(f"verifier {name!r}: there is no file {str(path)!r} (looked in {Path.cwd()})")
     # A digest in the module name keeps two files of the same stem apart and lets workers agree on it.
     module_name = f"onebase_verifier_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
-    module = sys.modules.get(module_name)
-    if module is None:
-        spec = importlib.util.spec_from_file_location(module_name, path)
-        assert spec is not None and spec.loader is not None, f"{path=}"
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[module_name]
-            raise UserError(
-                f"verifier {name!r}: {path} cannot be imported: {type(error).__name__}: {error}"
-            ) from error
+    with _IMPORTING:
+        module = sys.modules.get(module_name)
+        if module is None:
+            spec = importlib.util.spec_from_file_location(module_name, path)
+            assert spec is not None and spec.loader is not None, f"{path=}"
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[module_name] = module
+            try:
+                spec.loader.exec_module(module)
+            except Exception as error:
+                del sys.modules[module_name]
+                raise UserError(
+                    f"verifier {name!r}: {path} cannot be imported: {type(error).__name__}: {error}"
+                ) from error
     return _callable(module, function, name)
 
 

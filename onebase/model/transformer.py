@@ -89,6 +89,17 @@ def attention_mask(document_BT: Tensor) -> Tensor:
     return (document_BT[:, :, None].eq(document_BT[:, None, :]) & causal).unsqueeze(1)
 
 
+def _has_next(ids_BT: Tensor, document_BT: Tensor | None, real_BT: Tensor | None) -> Tensor:
+    """[B, T], True where the prediction block's input is a pair of real tokens of one document; only these
+    count in its router's load and balance."""
+    real_BT = torch.ones_like(ids_BT, dtype=torch.bool) if real_BT is None else real_BT
+    pair_BT = real_BT & real_BT.roll(-1, 1)
+    if document_BT is not None:
+        pair_BT &= document_BT == document_BT.roll(-1, 1)
+    pair_BT[:, -1] = False
+    return pair_BT
+
+
 class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -134,7 +145,8 @@ class Transformer(nn.Module):
         if with_mtp and self.mtp is not None:
             # The last token has no next one; its wrapped-around input is never a target.
             next_embedding = self.embed_tokens(ids_BT.roll(-1, 1))
-            mtp_hidden, routed = self.mtp.predict(hidden, next_embedding, rotation, mask, real_BT)
+            mtp_real_BT = _has_next(ids_BT, document_BT, real_BT)
+            mtp_hidden, routed = self.mtp.predict(hidden, next_embedding, rotation, mask, mtp_real_BT)
             assert routed is not None
             routing.append(routed)
         return Output(hidden, mtp_hidden, routing)
