@@ -147,11 +147,11 @@ class Bridge:
             return Node("g", named)
         if isinstance(thing, BaseException) and by_name(kind) is not None:
             return Node("E", by_name(kind), thing.args)
-        if isinstance(thing, Iterator):
-            return Node("I", None, itertools.islice(thing, DRAINED))
         if callable(thing):
             self.functions.append(thing)
             return Node("y", len(self.functions) - 1)
+        if isinstance(thing, Iterator):
+            return Node("I", None, itertools.islice(thing, DRAINED))
         if hasattr(thing, "__dict__"):
             self.record_classes.setdefault(kind.__name__, kind)
             return Node("R", kind.__name__, itertools.chain.from_iterable(vars(thing).items()), mutable=True)

@@ -241,7 +241,8 @@ class RemoteClass(Remote):
     def _onebase_expected(self, *args: Any, **kwargs: Any) -> Any:
         """An object that is written down to be compared with."""
         shape = self._onebase_shape
-        if shape is None or shape.kind != "init" or not self._onebase_made:
+        trusted = self._onebase_bridge.spec["objects"] == "trust"
+        if shape is None or shape.kind != "init" or not self._onebase_made or trusted:
             return self(*args, **kwargs)
         return LocalObject(self, shape.bind(self._onebase_name, args, kwargs))
 

@@ -10,7 +10,7 @@ import shlex
 from dataclasses import replace
 from typing import Any
 
-from onebase.verifiers.code_asserts import Call
+from onebase.verifiers.code_asserts import Call, TestCodeError
 from onebase.verifiers.code_compare import output_differs, same_plain, same_value, show
 from onebase.verifiers.code_host import (
     SOLUTION,
@@ -181,7 +181,10 @@ def _one_call(
                 return f"{call.entry} {raised(Decoder(_OPAQUE, _RECORDS).frame(body))}"
             entries[call.entry] = found[1]
         entry = entries[call.entry]
-        body = encode("ask", entry, call.args, call.kwargs, hook=ref_node)
+        try:
+            body = encode("ask", entry, call.args, call.kwargs, hook=ref_node)
+        except WireError as error:
+            raise TestCodeError(f"the arguments of {call.text}: {error}") from error
         answer = Decoder(_OPAQUE, _RECORDS).frame(solution.ask(body))
         if answer[0] != "ok":
             return f"{call.text} {raised(answer)}"
