@@ -133,6 +133,8 @@ class Sandbox:
             self._owner = threading.get_ident()
             if self._closed:
                 raise SandboxError("the sandbox is closed")
+            if limits is not None and limits.disk_mb > self.limits.disk_mb:
+                raise ValueError(f"disk_mb={limits.disk_mb}: a run may have less than its sandbox, not more")
             if self._zygote is None or self._zygote.dead:
                 self._zygote = Zygote(self._config)
                 self.layers, self.missing = self._zygote.layers, self._zygote.missing
@@ -219,7 +221,7 @@ class Run:
         return self.outcome
 
     def wait_for(self, channel: socket.socket, timeout: float | None = None) -> Outcome | None:
-        """Block until `channel` can be read (also if it is at its end) or `timeout` has passed: None; or until
+        """Block until `channel` can be read (or is at its end) or `timeout` has passed: None; or until
         the run is over and the channel has no more to say: its Outcome."""
         end = None if timeout is None else time.monotonic() + timeout
         while self.outcome is None:

@@ -12,7 +12,7 @@ import time
 
 from onebase.verifiers.sandbox_layers import Plan
 
-MAX_FILES = 8192
+MAX_FILES, MAX_DEPTH = 8192, 64
 MODE = 0o700
 
 
@@ -68,24 +68,31 @@ def wipe(top: int) -> None:
 
 
 def over(plan: Plan, disk_mb: int, processes: list[int]) -> bool:
-    """Whether the run has more than `disk_mb` in its folder, or too many files for a quick count.  Files that
-    were removed and are still open count too, where this process may look at other processes' descriptors."""
+    """Whether the run has more than `disk_mb` in its folder, or too many files, or too deep a tree, for a quick
+    count.  Files that were removed and are still open count too, where this process may look at other
+    processes' descriptors."""
     limit, total, files = disk_mb << 20, 0, 0
-    todo = [plan.box]
+    todo = [(plan.box, 0)]
     while todo:
+        folder, depth = todo.pop()
         try:
-            with os.scandir(todo.pop()) as entries:
-                for entry in entries:
-                    files += 1
-                    info = entry.stat(follow_symlinks=False)
-                    total += info.st_blocks * 512
-                    if total > limit or files > MAX_FILES:
-                        return True
-                    if stat.S_ISDIR(info.st_mode):
-                        todo.append(entry.path)
-        except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
-                return True
+            names = os.listdir(folder)
+        except OSError:
+            continue
+        files += len(names)
+        if files > MAX_FILES or depth > MAX_DEPTH:
+            return True
+        for name in names:
+            path = f"{folder}/{name}"
+            try:
+                info = os.stat(path, follow_symlinks=False)
+            except OSError:
+                continue
+            total += info.st_blocks * 512
+            if stat.S_ISDIR(info.st_mode):
+                todo.append((path, depth + 1))
+        if total > limit:
+            return True
     return total + removed_but_open(plan, processes) > limit
 
 

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NoReturn
 
-from onebase.verifiers import sandbox_script
 from onebase.verifiers.sandbox_layers import Plan, drop_capabilities, rlimits, stay_alone
 from onebase.verifiers.sandbox_view import which
 
@@ -25,7 +24,9 @@ CHANNEL, JOB, COMPLAIN, FIRST_FREE = 3, 4, 5, 6
 FIRST_KEPT = 100  # folders held open for imports, see sandbox_imports.Descriptors
 LAST = 1 << 20
 Step = tuple[Callable[..., Any], tuple[Any, ...]]
-after_fork: list[dict[str, Any]] = []  # what warm modules want done after a fork; see sandbox_janitor.preload
+after_fork: list[
+    dict[str, Any]
+] = []  # what warm modules want done after a fork; see sandbox_janitor.import_warm
 
 
 def steps(
@@ -92,6 +93,8 @@ def call_entry(function: Any, payload: bytes, channel: int | None) -> int:
 def warm_up() -> None:
     """Go the way of a run without its consequences, before the first fork: the interpreter specialises code
     and fills its caches where it first runs, and that should not be in every child."""
+    from onebase.verifiers import sandbox_script
+
     job = marshal.dumps((None, {}, SAMPLE))
     for _ in range(20):
         for call, arguments in [(os.getpid, ())]:

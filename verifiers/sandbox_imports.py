@@ -27,7 +27,7 @@ class Packages:
     def __init__(self, names: Sequence[str], search: list[str]) -> None:
         self.search = search
         self.places: list[str] = []  # folders and files to be made visible
-        self.tops: set[str] = set()
+        self.tops: dict[str, tuple[str | None, list[str] | None]] = {}  # package: its file, its folders
         self.infos: dict[str, str] = {}  # distribution: its dist-info folder
         todo = list(names)
         while todo:
@@ -39,7 +39,8 @@ class Packages:
                 if name in names:
                     raise ModuleNotFoundError(f"packages={name!r}: there is no such package on sys.path")
                 continue
-            self.tops.add(name)
+            places = spec.submodule_search_locations
+            self.tops[name] = (spec.origin, None if places is None else list(places))
             if spec.submodule_search_locations is not None:
                 self.places += list(spec.submodule_search_locations)
                 self.places += [f"{place}.libs" for place in spec.submodule_search_locations]
@@ -67,7 +68,15 @@ class Packages:
         return found
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        return PathFinder.find_spec(name, self.search) if path is None and name in self.tops else None
+        """From what was found at the start: the folder around the packages cannot be listed in a run."""
+        if path is not None or name not in self.tops:
+            return None
+        origin, places = self.tops[name]
+        if origin is None:
+            spec = ModuleSpec(name, None, is_package=True)
+            spec.submodule_search_locations = places
+            return spec
+        return importlib.util.spec_from_file_location(name, origin, submodule_search_locations=places)
 
     def find_distributions(self, context: Any) -> Iterable[Any]:
         from importlib.metadata import PathDistribution

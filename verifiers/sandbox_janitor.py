@@ -22,7 +22,6 @@ from onebase.verifiers.sandbox_imports import Packages
 from onebase.verifiers.sandbox_layers import NAMESPACES, PR_SET_CHILD_SUBREAPER, Plan, claim_uids, prctl
 from onebase.verifiers.sandbox_prepare import Serve, zygote
 from onebase.verifiers.sandbox_reap import Ended, reap_all
-from onebase.verifiers.sandbox_script import ENTRY
 from onebase.verifiers.sandbox_view import View, view
 from onebase.verifiers.sandbox_watch import Watch
 
@@ -39,9 +38,11 @@ def main(ours: socket.socket, config: dict[str, Any], serve: Serve) -> None:
     """Returns when the sandbox is over.  Exceptions before that are the caller's to hear of."""
     caller = os.pidfd_open(config["caller"])
     prctl(PR_SET_CHILD_SUBREAPER, 1)  # should the zygote be killed, its run falls to this process
+    import_warm()
     packages = Packages(config["packages"], config["search"])
     sys.meta_path.append(packages)
-    preload(config["preload"])
+    for name in config["preload"]:
+        importlib.import_module(name)
     if len(os.listdir("/proc/self/task")) > 1:
         raise RuntimeError(
             f"preload={config['preload']}: one of them starts threads; such a process cannot be forked"
@@ -50,7 +51,12 @@ def main(ours: socket.socket, config: dict[str, Any], serve: Serve) -> None:
     plan, lock = make_plan(config["tmp"], theirs)
     try:
         shown = view(packages.places, config["use"])
-        pid = start(plan, shown, config, lambda: zygote(plan, shown, packages, config, serve))
+
+        def become_zygote() -> None:
+            line.close()  # so that the zygote hears of the janitor's end
+            zygote(plan, shown, packages, config, serve)
+
+        pid = start(plan, shown, config, become_zygote)
         ours.close()
         theirs.close()
         attend(plan, pid, caller, line)
@@ -59,18 +65,18 @@ def main(ours: socket.socket, config: dict[str, Any], serve: Serve) -> None:
         os.close(lock)
 
 
-def preload(names: list[str]) -> None:
+def import_warm() -> None:
     """Import what runs shall find warm.  threading and random ask to be called after every fork; that is put
     off until the code runs (sandbox_child), because it takes a tenth of a run's time for nothing: the zygote
     has one thread and no lock is held.  So the random numbers of a run are the same each time."""
+    assert not {"threading", "random"} & set(sys.modules), "imported too early to be held back"
     asked, os.register_at_fork = os.register_at_fork, lambda **calls: after_fork.append(calls)
     try:
-        for name in (ENTRY.partition(":")[0], *WARM):
+        for name in ("onebase.verifiers.sandbox_script", *WARM):
             importlib.import_module(name)
     finally:
         os.register_at_fork = asked
-    for name in names:
-        importlib.import_module(name)
+    sys.modules["random"].seed(0)
 
 
 def make_plan(tmp: str, line: socket.socket) -> tuple[Plan, int]:

@@ -36,7 +36,7 @@ delete_module 176 106, create_module 174 -, get_kernel_syms 177 -, query_module 
 syncfs 306 267, lsm_set_self_attr 460 460"""
 SURFACE = """bpf 321 280, perf_event_open 298 241, userfaultfd 323 282, lookup_dcookie 212 18,
 modify_ldt 154 -, uselib 134 -, ustat 136 -, sysfs 139 -, _sysctl 156 -, set_mempolicy 238 237, mbind 237 235,
-migrate_pages 256 238, move_pages 279 239, set_mempolicy_home_node 450 450, fanotify_init 300 262,
+migrate_pages 256 238, ioprio_set 251 30, move_pages 279 239, set_mempolicy_home_node 450 450, fanotify_init 300 262,
 fanotify_mark 301 263, vmsplice 278 75, io_setup 206 0"""
 OBJECTS = """add_key 248 217, request_key 249 218, keyctl 250 219, memfd_create 319 279, memfd_secret 447 447,
 shmget 29 194, shmat 30 196, shmctl 31 195, shmdt 67 197, semget 64 190, semop 65 193, semctl 66 191,
@@ -45,6 +45,9 @@ mq_unlink 241 181, mq_timedsend 242 182, mq_timedreceive 243 183, mq_notify 244 
 setxattr 188 5, lsetxattr 189 6, fsetxattr 190 7, removexattr 197 14, lremovexattr 198 15,
 fremovexattr 199 16"""
 ABSENT = """clone3 435 435, io_uring_setup 425 425, io_uring_enter 426 426, io_uring_register 427 427"""
+# Calls that change how a process runs: on the caller itself (pid 0) they are its own affair.
+ITSELF = """prlimit64 302 261, sched_setparam 142 118, sched_setscheduler 144 119, sched_setaffinity 203 122,
+sched_setattr 314 274"""
 # The next three: only where a run has neither a uid nor a pid namespace of its own, see alone().
 OWNERSHIP = """chmod 90 -, fchmod 91 52, fchmodat 268 53, fchmodat2 452 452, chown 92 -, fchown 93 55,
 lchown 94 -, fchownat 260 54, utime 132 -, utimes 235 -, futimesat 261 -, utimensat 280 88"""
@@ -58,6 +61,7 @@ NEW_NAMESPACES = 0x7E020000  # CLONE_NEW* as clone takes them
 CLONE_THREAD = 0x10000
 AF_UNIX, SOCK_STREAM, SOCK_TYPE_MASK = 1, 1, 0xF
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
+PRIO_PROCESS = 0
 
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 LOAD, JUMP_EQ, JUMP_GE, JUMP_SET, AND, RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
@@ -86,6 +90,14 @@ def program(machine: str) -> list[Instruction]:
         (LOAD, 0, 0, argument(0)), (JUMP_EQ, 0, 4, AF_UNIX),
         (LOAD, 0, 0, argument(1)), (AND, 0, 0, SOCK_TYPE_MASK), (JUMP_EQ, 0, 1, SOCK_STREAM),
         (RETURN, 0, 0, ALLOW), (RETURN, 0, 0, refuse),
+    ])  # fmt: skip
+    for row in ITSELF.replace("\n", " ").split(","):
+        code += rule(row, column, [
+            (LOAD, 0, 0, argument(0)), (JUMP_EQ, 0, 1, 0), (RETURN, 0, 0, ALLOW), (RETURN, 0, 0, refuse),
+        ])  # fmt: skip
+    code += rule("setpriority 141 140", column, [
+        (LOAD, 0, 0, argument(0)), (JUMP_EQ, 0, 3, PRIO_PROCESS),
+        (LOAD, 0, 0, argument(1)), (JUMP_EQ, 0, 1, 0), (RETURN, 0, 0, ALLOW), (RETURN, 0, 0, refuse),
     ])  # fmt: skip
     code += rule("ioctl 16 29", column, [
         (LOAD, 0, 0, argument(1)), (JUMP_EQ, 1, 0, TIOCSTI), (JUMP_EQ, 0, 1, TIOCLINUX),

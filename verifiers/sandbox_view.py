@@ -37,7 +37,7 @@ def view(packages: list[str], use: list[str]) -> View:
     trees = list(dict.fromkeys(tree for tree in trees if tree and os.path.exists(tree)))
     rules: list[tuple[str, int]] = [(path, DEVICE) for path in DEVICES]
     masked = []
-    for tree in trees:
+    for tree in dict.fromkeys(map(os.path.realpath, trees)):
         wanted, unwanted = split(tree)
         masked += unwanted
         rules += [(tree, READ)] if not unwanted else [(tree, LIST), *((path, READ) for path in wanted)]
@@ -85,13 +85,12 @@ def libraries() -> list[str]:
         "/lib64",
         "/usr/lib64",
     ]
-    found = [os.path.realpath(folder) for folder in folders if os.path.isdir(folder)]
-    found += ["/lib64"] if os.path.islink("/lib64") else []
+    found = [folder for folder in folders if os.path.isdir(folder)]
     files = glob.glob(os.path.join(sys.base_prefix, "lib", "*.so*")) + glob.glob("/lib/ld-*")
     with open("/proc/self/maps") as maps:
         files += {line.split(None, 5)[5].strip() for line in maps if ".so" in line and "/" in line}
-    inside = tuple(folder + os.sep for folder in found)
-    return found + [path for path in files if not path.startswith(inside)]
+    inside = tuple(os.path.realpath(folder) + os.sep for folder in found)
+    return found + [path for path in files if not os.path.realpath(path).startswith(inside)]
 
 
 def which(name: str) -> str | None:

@@ -71,7 +71,9 @@ def serve(plan: Plan, ours: socket.socket, config: dict[str, Any]) -> None:
     poll = select.poll()
     poll.register(ours, select.POLLIN)
     poll.register(plan.janitor, select.POLLIN)
-    uids = itertools.cycle(plan.uids or [None])
+    owners: list[int | None] = []
+    owners += plan.uids or [None]
+    turns = itertools.cycle(owners)
     entries: dict[str, Any] = {}
     known: dict[tuple[Any, ...], list[sandbox_child.Step]] = {}
     sandbox_child.warm_up()
@@ -87,7 +89,7 @@ def serve(plan: Plan, ours: socket.socket, config: dict[str, Any]) -> None:
             return
         if "limits" not in order:
             continue  # an order to end a run that had ended already
-        uid = next(uids)
+        uid = next(turns)
         limits, names, entry = order["limits"], order["fds"], order["entry"]
         if entry is not None and entry not in entries:
             entries[entry] = sandbox_child.find(entry)
@@ -97,7 +99,7 @@ def serve(plan: Plan, ours: socket.socket, config: dict[str, Any]) -> None:
         if key not in known:
             known.clear()  # one shape of job is the rule; never many
             shape = dict(zip(names, fds, strict=True))
-            for each in plan.uids or [None]:
+            for each in owners:
                 each_key = (each, *key[1:])
                 known[each_key] = sandbox_child.steps(plan, each, limits, shape, entry is None)
         code = 0 if entry is None else entries[entry]
