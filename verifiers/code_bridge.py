@@ -53,6 +53,7 @@ class Bridge:
         self.answers = 0
         self.touched: set[int] = set()  # objects on which the solution has been asked to do something
         self.quiet = False
+        self.ahead: dict[int, Any] = {}
         self.failed_callback: str | None = None
         self.last: Any = None
         self.notes: list[str] = []

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from onebase.verifiers.code_idle import Idle, silent
 from onebase.verifiers.code_task import Task
 from onebase.verifiers.code_wire import FRAME_BYTES
 from onebase.verifiers.sandbox import Limits, Outcome, Run, Sandbox
@@ -35,6 +36,7 @@ class Settings:
 
     limits: Limits = field(default_factory=Limits)  # cpu_seconds: of one test
     row_cpu_seconds: float = 30.0
+    idle_seconds: float = 5.0
     demand: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     partial: bool = False
@@ -117,8 +119,8 @@ if hasattr(os, "register_at_fork"):
 class Solution:
     """Asks one process one question at a time."""
 
-    def __init__(self, box: Sandbox, source: dict[str, Any], limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, box: Sandbox, source: dict[str, Any], settings: Settings, limits: Limits) -> None:
+        self.box, self.settings, self.limits = box, settings, limits
         self.channel, theirs = socket.socketpair()
         self.channel.setblocking(False)
         try:
@@ -165,12 +167,16 @@ class Solution:
                 raise Gone(how_it_ended(self.run.wait(), self.limits)) from None
 
     def _read(self, size: int) -> bytes:
+        idle = Idle(self.box, self.run, self.settings.idle_seconds)
         while len(self.incoming) < size:
             try:
                 data = self.channel.recv(min(1 << 20, size - len(self.incoming)))
             except BlockingIOError:
-                if (outcome := self.run.wait_for(self.channel)) is not None and not self._peek():
-                    raise Gone(how_it_ended(outcome, self.limits)) from None
+                if idle.wait(self.channel):
+                    self.end()
+                    raise Gone(f"it waited {idle.idle:.0f} s and did not work") from None
+                if self.run.outcome is not None and not self._peek():
+                    raise Gone(how_it_ended(self.run.outcome, self.limits)) from None
                 continue
             except OSError:
                 data = b""
@@ -190,9 +196,7 @@ class Solution:
 
     def _give_time_to_end(self) -> None:
         """A process that dies closes its channel a moment before its end is known."""
-        silent, other = socket.socketpair()
-        with silent, other:
-            self.run.wait_for(silent, CLOSING_SECONDS)
+        self.run.wait_for(silent(), CLOSING_SECONDS)
 
     def end(self) -> Outcome:
         """Nothing more is asked."""

@@ -22,6 +22,7 @@ from onebase.verifiers.code_host import (
     sandbox,
     solution_source,
 )
+from onebase.verifiers.code_idle import Idle, silent
 from onebase.verifiers.code_task import Task
 from onebase.verifiers.code_unwire import Builder, Decoder
 from onebase.verifiers.code_wire import Node, WireError, encode
@@ -54,6 +55,11 @@ def run_stdio(task: Task, code: str, settings: Settings) -> Report:
                 )
             else:
                 run = box.start(SCRIPT, source, stdin=stdin, limits=settings.limits)
+            idle = Idle(box, run, settings.idle_seconds)
+            while run.outcome is None and not idle.wait(silent()):
+                pass
+            if run.outcome is None:
+                run.kill()
             outcome = run.wait()
             report.account(outcome)
             how = _judge_output(outcome, expected, settings)
@@ -81,6 +87,8 @@ def _build(box: Sandbox, source: bytes, settings: Settings, report: Report) -> b
 
 
 def _judge_output(outcome: Outcome, expected: str, settings: Settings) -> str | None:
+    if outcome.how == "killed":
+        return f"it waited {settings.idle_seconds:.0f} s and did not work"
     if outcome.how != "exit":
         return how_it_ended(outcome, settings.limits)
     if outcome.code != 0:
@@ -138,7 +146,7 @@ def run_calls(task: Task, code: str, settings: Settings) -> Report:
             try:
                 if solution is None:
                     entries = {}
-                    solution = Solution(box, source, settings.whole(task.total))
+                    solution = Solution(box, source, settings, settings.whole(task.total))
                     if (problem := load(solution)) is not None:
                         report.broken = problem
                         break
@@ -161,7 +169,7 @@ def run_calls(task: Task, code: str, settings: Settings) -> Report:
 def load(solution: Solution) -> str | None:
     """None, or why the code does not load."""
     try:
-        answer = Decoder(_OPAQUE, _RECORDS).frame(solution.ask(encode("load")))
+        answer = claim(solution.ask(encode("load")), _OPAQUE)
     except Gone as gone:
         return f"loading the code: {gone}"
     except WireError as error:
@@ -176,20 +184,20 @@ def _one_call(
     try:
         if loose or call.entry not in entries:  # call tests: a fresh instance of `Solution` for each
             body = solution.ask(encode("entry", call.entry))
-            found = Decoder(_REFS, _RECORDS).frame(body)
+            found = claim(body, _REFS)
             if found[0] != "ok":
-                return f"{call.entry} {raised(Decoder(_OPAQUE, _RECORDS).frame(body))}"
+                return f"{call.entry} {raised(claim(body, _OPAQUE))}"
             entries[call.entry] = found[1]
         entry = entries[call.entry]
         try:
             body = encode("ask", entry, call.args, call.kwargs, hook=ref_node)
         except WireError as error:
             raise TestCodeError(f"the arguments of {call.text}: {error}") from error
-        answer = Decoder(_OPAQUE, _RECORDS).frame(solution.ask(body))
+        answer = claim(solution.ask(body), _OPAQUE)
         if answer[0] != "ok":
             return f"{call.text} {raised(answer)}"
         got = answer[1]
-    except (WireError, IndexError) as error:
+    except WireError as error:
         return f"{call.text}: an answer out of form ({error})"
     if call.same:
         fine = got is call.expected
@@ -200,8 +208,14 @@ def _one_call(
     return None if fine else f"{call.text} gave {show(got)}, expected {show(call.expected)}"
 
 
+def claim(body: bytes, leaves: dict[str, Builder]) -> list[Any]:
+    """The values of an answer: `["ok", result, …]` or `["raise", class, message, …]`."""
+    answer = Decoder(leaves, _RECORDS).frame(body)
+    if not (answer[:1] == ["ok"] and len(answer) == 4 or answer[:1] == ["raise"] and len(answer) == 6):
+        raise WireError("neither a result nor an exception")
+    return answer
+
+
 def raised(answer: list[Any]) -> str:
-    if len(answer) < 3 or answer[0] != "raise":
-        return "answered out of form"
     name = answer[1].name.rpartition(" ")[2] if isinstance(answer[1], Opaque) else "an exception"
     return f"raised {name}: {str(answer[2])[:200]}".replace("\n", " ")

@@ -29,6 +29,7 @@ from onebase.verifiers.code_host import (
     sandbox,
     solution_source,
 )
+from onebase.verifiers.code_idle import Idle, silent
 from onebase.verifiers.code_run import load
 from onebase.verifiers.code_task import Script, Task
 from onebase.verifiers.code_wire import FRAME_BYTES
@@ -110,7 +111,9 @@ class Relay:
         """None, or why the code does not load.  A second process (after the first has died) gets the same
         first question again, so that the test's stand-ins mean the same functions."""
         self.starts += 1
-        self.solution = Solution(self.inner, {**self.source, "start": self.starts}, self.limits)
+        self.solution = Solution(
+            self.inner, {**self.source, "start": self.starts}, self.settings, self.limits
+        )
         problem = load(self.solution)
         if problem is None and self.names_question is not None:
             self.solution.ask(self.names_question)
@@ -236,6 +239,7 @@ class Tester:
         self, box: Sandbox, payload: bytes, files: dict[str, bytes], settings: Settings, tests: int
     ) -> None:
         limits = settings.whole(tests)
+        self.box, self.idle_seconds = box, settings.idle_seconds
         self.channel, theirs = socket.socketpair()
         self.channel.setblocking(False)
         try:
@@ -257,11 +261,13 @@ class Tester:
         return None if body is None else (kind, body)
 
     def _read(self, size: int) -> bytes | None:
+        idle = Idle(self.box, self.run, self.idle_seconds)
         while len(self.incoming) < size:
             try:
                 data = self.channel.recv(min(1 << 20, size - len(self.incoming)))
             except BlockingIOError:
-                self.run.wait_for(self.channel)
+                if idle.wait(self.channel):
+                    return None
                 if self.run.outcome is not None:  # the channel says the rest, and then its end
                     self.channel.setblocking(True)
                 continue
@@ -288,18 +294,8 @@ class Tester:
     def end(self) -> Outcome:
         try:
             if self.run.outcome is None:
-                self.run.wait_for(_silent(), 0.05)
+                self.run.wait_for(silent(), 0.05)
                 self.run.kill()
             return self.run.wait()
         finally:
             self.channel.close()
-
-
-_SILENT: list[socket.socket] = []
-
-
-def _silent() -> socket.socket:
-    """A socket on which nothing ever arrives, to wait for the end of a run alone."""
-    if not _SILENT:
-        _SILENT.extend(socket.socketpair())
-    return _SILENT[0]

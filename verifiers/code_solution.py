@@ -98,12 +98,25 @@ def run(coroutine: Any) -> Any:
     return asyncio.run(coroutine)
 
 
-def advance(iterator: Any) -> list[Any]:
-    """The next item in a list, or an empty list at the end."""
+def advance(iterator: Any, count: int) -> list[Any]:
+    """Up to `count` next items and whether that is the end.  An exception after some items waits for the next
+    call."""
+    if id(iterator) in POSTPONED:
+        raise POSTPONED.pop(id(iterator))
+    items: list[Any] = []
     try:
-        return [next(iterator)]
+        while len(items) < count:
+            items.append(next(iterator))
     except StopIteration:
-        return []
+        return [items, True]
+    except BaseException as error:
+        if not items:
+            raise
+        POSTPONED[id(iterator)] = error
+    return [items, False]
+
+
+POSTPONED: dict[int, BaseException] = {}
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {

@@ -16,8 +16,8 @@ process says is a claim about results, in a typed encoding (`code_wire`), one an
 
 An error, not a 0, is the outcome where nothing was learnt about the solution: the sandbox is not to be had or
 lacks a layer that is demanded, or the tests cannot be understood, assert nothing, or fail before the solution
-has had a say (`code_script`).  CPU time is limited, each test's by itself; a run that neither works nor ends
-is stopped by the far longer wall limit.
+has had a say (`code_script`).  CPU time is limited, each test's by itself, and so is the time in which a run
+neither works nor ends; the wall limit is far longer and for what escapes both.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ def verify(
     float_tolerance: float | None = None,
     limits: Mapping[str, Any] | None = None,
     row_cpu_seconds: float = 30.0,
+    idle_seconds: float = 5.0,
     demand: Sequence[str] = (),
     packages: Sequence[str] = (),
     language: Mapping[str, Any] | None = None,
@@ -68,7 +69,7 @@ def verify(
     `objects`: "trust" compares objects of the solution's classes by their attributes, see `code_remote`.
     `float_tolerance`: allowed difference, absolute or relative; exact without.
     `limits`: fields of `sandbox.Limits`, cpu_seconds being that of one test; `row_cpu_seconds` bounds a
-    process that answers for all tests of the row.
+    process that answers for all tests of the row; `idle_seconds`: how long it may sleep (`code_idle`).
     `demand`: layers of isolation without which nothing runs.  `packages`: what the solution may import.
     `language`: {"file": "main.js", "command": ["node", "{file}"]} for stdio tests in another language, with
     "tags" (of its fenced blocks), and for compilers "build": [...] and "built": the file that this makes."""
@@ -77,6 +78,7 @@ def verify(
         settings = Settings(
             limits=read_limits(limits or {}),
             row_cpu_seconds=row_cpu_seconds,
+            idle_seconds=idle_seconds,
             demand=tuple(demand),
             packages=tuple(packages),
             partial=partial,

@@ -19,6 +19,7 @@ from typing import Any
 
 from onebase.verifiers.code_wire import FRAME_BYTES, IMMUTABLE_DEPTH, Array, WireError
 
+MAX_NODES = 200_000
 IMMUTABLE_WEIGHT = 1 << 20
 WIDE_KEYS = 256
 FRACTION_BITS = 20_000
@@ -66,6 +67,8 @@ class Decoder:
             roots, nodes = document
             if type(roots) is not list or type(nodes) is not list:
                 raise WireError("not a frame")
+            if len(nodes) > MAX_NODES:
+                raise WireError(f"{len(nodes)} containers; the limit is {MAX_NODES}")
             self._build(nodes, _same_as(originals, roots, nodes) if originals else {})
             return [self._value(x) for x in roots]
         except WireError:
