@@ -1,8 +1,8 @@
 """Ends a run that waits for nothing: a solution that sleeps, or whose threads wait for each other.
 
-CPU limits do not see it and a wall limit would also hit code that is slowed down by other work on the machine.
-So the processes themselves are looked at: a stretch counts as idle where none of them was ready to run and
-together they used next to no CPU time.
+CPU limits do not see it, and a wall limit would also hit code that is slowed down by other work on the
+machine.  So the processes themselves are looked at: a stretch counts as idle where none of them was ready to
+run and together they used next to no CPU time.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Idle:
         return self.idle > self.allowed
 
     def _look(self) -> tuple[bool, float]:
-        """Whether a thread of the run's is ready to run, and the CPU seconds of all of them.  Where /proc does
-        not tell, the run counts as ready."""
+        """Whether a thread of the run's is ready to run, and the CPU seconds of all of them.  Where /proc
+        does not tell, the run counts as ready."""
         zygote = self.box._zygote
         if zygote is None:
             return True, 0.0
