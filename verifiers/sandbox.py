@@ -72,7 +72,8 @@ class Sandbox:
     demand: layers without which nothing may run ("uid|pid": one of them); missing ones are a SandboxError.
     preload: modules to import once, before any run is forked.  packages: installed packages that the code
     may import (with what they require).  use: more files, folders or commands that it may read and execute.
-    namespaces: "auto" takes those the kernel gives, "off" none.
+    namespaces: "auto" takes those the kernel gives, "off" none.  self_test: attack the sandbox first, once
+    in a process for each set of layers (sandbox_check.py), and be no sandbox if an attack gets through.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Sandbox:
         packages: Sequence[str] = (),
         use: Sequence[str] = (),
         namespaces: str = "auto",
+        self_test: bool = True,
     ) -> None:
         if namespaces not in ("auto", "off"):
             raise ValueError(f"namespaces={namespaces!r}: 'auto' or 'off'")
@@ -93,16 +95,31 @@ class Sandbox:
         }  # fmt: skip
         self._turn = threading.Lock()
         self._owner: int | None = None
-        self._zygote: Zygote | None = Zygote(self._config)
-        self.layers: tuple[str, ...] = self._zygote.layers
-        self.missing: dict[str, str] = self._zygote.missing  # layer: why it is not there
         self._closed = False
+        self._zygote: Zygote | None = None
+        self.layers: tuple[str, ...] = ()
+        self.missing: dict[str, str] = {}  # layer: why it is not there
+        self.notes: list[str] = []
+        self._open()
+        if self_test:
+            from onebase.verifiers import sandbox_check
+
+            try:
+                sandbox_check.self_test(self)
+            except BaseException:
+                self.close()
+                raise
 
     def __enter__(self) -> Sandbox:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _open(self) -> None:
+        self._zygote = Zygote(self._config)
+        self.layers, self.missing = self._zygote.layers, self._zygote.missing
+        self.notes = self._zygote.notes
 
     def close(self) -> None:
         """End the warm process and whatever runs in it; from any thread, any number of times."""
@@ -136,8 +153,8 @@ class Sandbox:
             if limits is not None and limits.disk_mb > self.limits.disk_mb:
                 raise ValueError(f"disk_mb={limits.disk_mb}: a run may have less than its sandbox, not more")
             if self._zygote is None or self._zygote.dead:
-                self._zygote = Zygote(self._config)
-                self.layers, self.missing = self._zygote.layers, self._zygote.missing
+                self._open()
+            assert self._zygote is not None
             job = marshal.dumps((None if argv is None else list(argv), dict(files or {}), payload))
             return Run(self, self._zygote, entry, job, stdin, channel, limits or self.limits)
         except BaseException:

@@ -68,8 +68,8 @@ def wipe(top: int) -> None:
 
 
 def over(plan: Plan, disk_mb: int, processes: list[int]) -> bool:
-    """Whether the run has more than `disk_mb` in its folder, or too many files, or too deep a tree, for a quick
-    count.  Files that were removed and are still open count too, where this process may look at other
+    """Whether the run has more than `disk_mb` in its folder, or too many files, or too deep a tree, for a
+    quick count.  Files that were removed and are still open count too, where this process may look at other
     processes' descriptors."""
     limit, total, files = disk_mb << 20, 0, 0
     todo = [(plan.box, 0)]

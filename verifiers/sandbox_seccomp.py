@@ -36,8 +36,8 @@ delete_module 176 106, create_module 174 -, get_kernel_syms 177 -, query_module 
 syncfs 306 267, lsm_set_self_attr 460 460"""
 SURFACE = """bpf 321 280, perf_event_open 298 241, userfaultfd 323 282, lookup_dcookie 212 18,
 modify_ldt 154 -, uselib 134 -, ustat 136 -, sysfs 139 -, _sysctl 156 -, set_mempolicy 238 237, mbind 237 235,
-migrate_pages 256 238, ioprio_set 251 30, move_pages 279 239, set_mempolicy_home_node 450 450, fanotify_init 300 262,
-fanotify_mark 301 263, vmsplice 278 75, io_setup 206 0"""
+migrate_pages 256 238, move_pages 279 239, set_mempolicy_home_node 450 450, fanotify_init 300 262,
+fanotify_mark 301 263, vmsplice 278 75, io_setup 206 0, ioprio_set 251 30"""
 OBJECTS = """add_key 248 217, request_key 249 218, keyctl 250 219, memfd_create 319 279, memfd_secret 447 447,
 shmget 29 194, shmat 30 196, shmctl 31 195, shmdt 67 197, semget 64 190, semop 65 193, semctl 66 191,
 semtimedop 220 192, msgget 68 186, msgsnd 69 189, msgrcv 70 188, msgctl 71 187, mq_open 240 180,
