@@ -19,7 +19,7 @@ from typing import Any
 
 from onebase.verifiers.code_remote import NATURES, Remote, RemoteClass, by_name, remote_class
 from onebase.verifiers.code_shapes import is_class_name, read_shape
-from onebase.verifiers.code_unwire import Decoder
+from onebase.verifiers.code_unwire import Decoder, numpy_array
 from onebase.verifiers.code_wire import Encoder, Node, WireError
 
 HEAD = struct.Struct("<I1s")
@@ -94,7 +94,7 @@ class Bridge:
 
     def decoder(self) -> Decoder:
         return Decoder(
-            leaves={"h": self.thing, "x": self.class_, "g": builtin, "K": self.record_class,
+            leaves={"A": numpy_array, "h": self.thing, "x": self.class_, "g": builtin, "K": self.record_class,
                     "y": lambda meta, _: self.functions[meta]},
             shells={"R": (self.new_record, fill_record)},
         )  # fmt: skip

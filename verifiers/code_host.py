@@ -75,7 +75,9 @@ class Gone(Exception):
     """The solution's process ended, or spoke out of turn.  The text says how."""
 
 
-_idle: dict[Any, list[Sandbox]] = {}
+MAX_IDLE = 8  # warm processes that are kept for the next verdict
+
+_idle: list[tuple[Any, Sandbox]] = []
 _lock = threading.Lock()
 
 
@@ -85,29 +87,43 @@ def sandbox(
     preload: tuple[str, ...] = (),
     packages: tuple[str, ...] = (),
     use: tuple[str, ...] = (),
+    disk_mb: int = 0,
 ) -> Iterator[Sandbox]:
     """A warm sandbox of that kind, for one verdict at a time."""
-    key = (settings.demand, preload, packages, use)
-    with _lock:
-        found = _idle[key].pop() if _idle.get(key) else None
+    disk_mb = max(disk_mb, settings.limits.disk_mb)
+    key = (settings.demand, preload, packages, use, disk_mb)
+    found = _take(key)
     if found is None:
         options: dict[str, Any] = {"demand": settings.demand} if settings.demand else {}
-        found = Sandbox(settings.limits, preload=preload, packages=packages, use=use, **options)
+        limits = replace(settings.limits, disk_mb=disk_mb)
+        found = Sandbox(limits, preload=preload, packages=packages, use=use, **options)
     try:
         yield found
     except BaseException:
         found.close()  # whatever state it is in, nobody else shall have it
         raise
     with _lock:
-        _idle.setdefault(key, []).append(found)
+        _idle.append((key, found))
+        surplus = [_idle.pop(0)] if len(_idle) > MAX_IDLE else []
+    for _, box in surplus:
+        box.close()
+
+
+def _take(key: Any) -> Sandbox | None:
+    """The one that was used last, as it is the warmest."""
+    with _lock:
+        for place in reversed(range(len(_idle))):
+            if _idle[place][0] == key:
+                return _idle.pop(place)[1]
+    return None
 
 
 def close_all() -> None:
     """End every idle warm process of this process."""
     with _lock:
-        found = [box for boxes in _idle.values() for box in boxes]
+        found = _idle[:]
         _idle.clear()
-    for box in found:
+    for _, box in found:
         box.close()
 
 

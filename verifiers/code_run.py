@@ -28,6 +28,7 @@ from onebase.verifiers.code_unwire import Builder, Decoder
 from onebase.verifiers.code_wire import Node, WireError, encode
 from onebase.verifiers.sandbox import Outcome, Sandbox
 
+BUILD_DISK_MB = 64
 SCRIPT = "onebase.verifiers.sandbox_script:main"
 
 
@@ -37,7 +38,8 @@ def run_stdio(task: Task, code: str, settings: Settings) -> Report:
     source = code.encode("utf-8", "surrogatepass")
     commands = tuple(words[0] for words in (settings.command, settings.build) if words)
     preload, use = ((), ("sh", "cat", *commands)) if settings.command else ((SOLUTION,), ())
-    with sandbox(settings, preload, settings.packages, use) as box:
+    disk_mb = BUILD_DISK_MB if settings.build else 0
+    with sandbox(settings, preload, settings.packages, use, disk_mb) as box:
         file = source
         if settings.build:
             built = _build(box, source, settings, report)
@@ -75,7 +77,8 @@ def run_stdio(task: Task, code: str, settings: Settings) -> Report:
 def _build(box: Sandbox, source: bytes, settings: Settings, report: Report) -> bytes:
     """The compiler's product, brought out of the sandbox through standard output."""
     line = f"{shlex.join(settings.build)} >&2 && cat {shlex.quote(settings.built)}"
-    limits = replace(settings.limits, cpu_seconds=settings.row_cpu_seconds, output_bytes=64 << 20, disk_mb=64)
+    limits = replace(settings.limits, cpu_seconds=settings.row_cpu_seconds, output_bytes=BUILD_DISK_MB << 20)
+    limits = replace(limits, disk_mb=max(BUILD_DISK_MB, limits.disk_mb))
     outcome = box.start(argv=("sh", "-c", line), files={settings.file: source}, limits=limits).wait()
     report.account(outcome)
     if outcome.how != "exit":

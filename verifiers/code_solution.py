@@ -54,7 +54,7 @@ from collections.abc import Callable
 from typing import Any
 
 from onebase.verifiers.code_shapes import shape_of
-from onebase.verifiers.code_unwire import Decoder
+from onebase.verifiers.code_unwire import Decoder, numpy_array
 from onebase.verifiers.code_wire import FRAME_BYTES, Encoder, Node, WireError
 
 # Imported here so that it is warm in every run: what solutions commonly import.
@@ -175,6 +175,7 @@ class Server:
     def decoder(self) -> Decoder:
         return Decoder(
             leaves={
+                "A": numpy_array,
                 "h": lambda meta, _: self.handles[meta[0]],
                 "x": lambda meta, _: self.handles[meta[0]],
                 "K": lambda meta, _: self.namespace[meta],

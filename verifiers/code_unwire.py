@@ -263,19 +263,24 @@ def namedtuple(meta: Any, children: list[Any]) -> Any:
 _NAMEDTUPLES: dict[tuple[str, ...], Any] = {}
 
 
-def _array(meta: Any, children: list[Any]) -> Any:
-    """A numpy array where numpy is loaded on this side, else an Array."""
+def array(meta: Any, children: list[Any]) -> Array:
     dtype, shape = meta
-    (items,) = children
+    items: Any = children
     if type(dtype) is not str or not (len(dtype) < 12 and dtype[1:2] in "biufcUS"):
         raise WireError("not a dtype")
     if type(shape) is not list or len(shape) > 32 or math.prod(_ints(shape, len(shape))) != len(items):
         raise WireError("not a shape")
-    if "numpy" in sys.modules:
-        return sys.modules["numpy"].array(items, dtype=dtype).reshape(shape)
     for length in reversed(shape[1:]):
         items = [items[i : i + length] for i in range(0, len(items), length)] if length else []
     return Array(dtype, tuple(shape), items if shape else items[0])
+
+
+def numpy_array(meta: Any, children: list[Any]) -> Any:
+    """For the two sides inside the sandbox: a real array where numpy is loaded there."""
+    plain = array(meta, children)
+    if "numpy" not in sys.modules:
+        return plain
+    return sys.modules["numpy"].array(children, dtype=plain.dtype).reshape(plain.shape)
 
 
 _LEAVES: dict[str, Builder] = {
@@ -293,5 +298,5 @@ _LEAVES: dict[str, Builder] = {
     "delta": lambda meta, children: datetime.timedelta(*_ints(meta, 3)),
     "k": lambda meta, children: dict.fromkeys(children).keys(),
     "e": lambda meta, children: Ellipsis,
-    "A": _array,
+    "A": array,
 }

@@ -172,7 +172,7 @@ def _numpy_base(kind: type) -> type | None:
 def _of_array(x: Any) -> Any:
     if x.dtype.kind not in "biufcUS":
         raise WireError(f"an array of {x.dtype} is not plain data")
-    return "A", [x.dtype.str, list(x.shape)], [x.ravel().tolist()], False
+    return "A", [x.dtype.str, list(x.shape)], x.ravel().tolist(), False
 
 
 def _namedtuple_or_tuple(x: Any) -> Any:
