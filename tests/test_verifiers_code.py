@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -66,7 +69,10 @@ def is_error(code, tests, word, **row):
 @pytest.fixture
 def in_a_process(monkeypatch):
     """Simple asserts too go through the test's process."""
+    code_task._asserts.cache_clear()
     monkeypatch.setattr(code_task, "direct", lambda tree, entry: None)
+    yield
+    code_task._asserts.cache_clear()
 
 
 # -- stdio -----------------------------------------------------------------------------------------------
@@ -323,10 +329,11 @@ SIMPLE = [
 
 
 @pytest.mark.parametrize(("code", "tests", "reward"), SIMPLE, ids=range(len(SIMPLE)))
-def test_the_direct_path_gives_the_same_verdict(code, tests, reward, monkeypatch):
-    direct = judge(code, tests)
-    monkeypatch.setattr(code_task, "direct", lambda tree, entry: None)
+def test_the_direct_path_gives_the_same_verdict(code, tests, reward, in_a_process, monkeypatch):
     run = judge(code, tests)
+    monkeypatch.undo()
+    code_task._asserts.cache_clear()
+    direct = judge(code, tests)
     assert direct.reward == run.reward == reward, (direct, run)
     assert direct.details["total"] == run.details["total"]
 
@@ -533,6 +540,49 @@ def test_completions_without_code_score_0():
     ):
         verdict = verify(completion, "", tests="assert f(1) == 1")
         assert verdict.reward == 0.0 and verdict.reason, (completion, verdict)
+
+
+# -- time ------------------------------------------------------------------------------------------------
+
+
+def test_code_that_waits_and_does_not_work_is_refused():
+    sleeps = "import time\ndef f(x):\n    time.sleep(60)\n    return x"
+    locks = "import threading\nlock = threading.Lock()\nlock.acquire()\ndef f(x):\n    lock.acquire()\n    return x"
+    naps = "import time\ndef f(x):\n    time.sleep(0.2)\n    return x"
+    for tests in ("assert f(1) == 1", "assert sorted([f(1)]) == [1]", "def test_f():\n    assert f(1) == 1"):
+        accepted(naps, tests, idle_seconds=0.8)
+        assert "did not work" in refused(sleeps, tests, idle_seconds=0.8)
+    assert "did not work" in refused(locks, "assert f(1) == 1", idle_seconds=0.8)
+    assert "did not work" in refused("import time\ntime.sleep(60)", DOUBLE, idle_seconds=0.8)
+    assert "did not work" in refused("import time\ntime.sleep(60)", "assert f(1) == 1", idle_seconds=0.8)
+
+
+def test_a_loaded_machine_gives_the_same_verdict():
+    """CPU time counts, and waiting for the processor is not idleness."""
+    burn = "import time\ndef f(x):\n    start = time.process_time()\n"
+    burn += "    while time.process_time() < start + 0.4: pass\n    return x"
+    load = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4 * (os.cpu_count() or 1))
+    ]
+    try:
+        for tests in ("assert f(1) == 1", "assert sorted([f(1)]) == [1]"):
+            accepted(burn, tests, limits={"cpu_seconds": 0.8}, idle_seconds=0.5)
+            assert "CPU" in refused(burn.replace("0.4", "9"), tests, limits={"cpu_seconds": 0.8})
+    finally:
+        for process in load:
+            process.kill()
+            process.wait()
+
+
+def test_the_tests_of_a_row_have_a_cpu_limit_together():
+    burn = "import time\ndef f(x):\n    start = time.process_time()\n"
+    burn += "    while time.process_time() < start + 0.3: pass\n    return x"
+    tests = "\n".join(f"assert f({n}) == {n}" for n in range(8))
+    reason = refused(burn, tests, limits={"cpu_seconds": 0.5}, row_cpu_seconds=1.0)
+    assert "CPU" in reason and "of 8" in reason
+    ignores = "import signal\nsignal.setitimer(signal.ITIMER_PROF, 0)\ndef f(x):\n    while True: pass"
+    verdict = judge(ignores, tests, limits={"cpu_seconds": 0.5}, row_cpu_seconds=20.0)
+    assert verdict.reward == 0.0 and verdict.details["cpu_seconds"] < 5, verdict
 
 
 # -- side by side ----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from onebase.verifiers.code_idle import Idle, silent
+from onebase.verifiers.code_patience import Patience, silent
 from onebase.verifiers.code_task import Task
 from onebase.verifiers.code_wire import FRAME_BYTES
 from onebase.verifiers.sandbox import Limits, Outcome, Run, Sandbox
@@ -47,6 +47,12 @@ class Settings:
     build: tuple[str, ...] = ()
     built: str = ""
     file: str = "main.py"
+
+    def spent(self, report: Report) -> str | None:
+        """Why no further process is started for the row."""
+        if report.cpu_seconds <= max(self.row_cpu_seconds, self.limits.cpu_seconds):
+            return None
+        return f"the row's tests took too much CPU time together ({report.cpu_seconds:.0f} s)"
 
     def whole(self, tests: int) -> Limits:
         """Limits of a process that answers for all tests of a row."""
@@ -183,14 +189,15 @@ class Solution:
                 raise Gone(how_it_ended(self.run.wait(), self.limits)) from None
 
     def _read(self, size: int) -> bytes:
-        idle = Idle(self.box, self.run, self.settings.idle_seconds)
+        settings = self.settings
+        patience = Patience(self.box, self.run, settings.idle_seconds, settings.limits.cpu_seconds)
         while len(self.incoming) < size:
             try:
                 data = self.channel.recv(min(1 << 20, size - len(self.incoming)))
             except BlockingIOError:
-                if idle.wait(self.channel):
+                if (problem := patience.wait(self.channel)) is not None:
                     self.end()
-                    raise Gone(f"it waited {idle.idle:.0f} s and did not work") from None
+                    raise Gone(problem) from None
                 if self.run.outcome is not None and not self._peek():
                     raise Gone(how_it_ended(self.run.outcome, self.limits)) from None
                 continue

@@ -23,6 +23,7 @@ import importlib
 import sys
 from typing import Any
 
+from onebase.verifiers.code_operators import derived, install, unmade
 from onebase.verifiers.code_shapes import Shape
 from onebase.verifiers.code_unwire import namedtuple
 
@@ -80,14 +81,14 @@ class Remote:
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         found = self._onebase_do("call", *args, **kwargs)
-        return _unmade(found)
+        return unmade(found)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__") and name not in _DUNDERS:
             raise AttributeError(name)
         found = self._onebase_do("get", name)
         return (
-            self._onebase_bridge.reached_as(name, found) if isinstance(found, RemoteClass) else _unmade(found)
+            self._onebase_bridge.reached_as(name, found) if isinstance(found, RemoteClass) else unmade(found)
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -193,7 +194,7 @@ class Remote:
         return self._onebase_want(int, "index")
 
     def __round__(self, digits: int | None = None) -> Any:
-        return _derived(self._onebase_do("round", digits))
+        return derived(self._onebase_do("round", digits))
 
 
 class RemoteIterator(Remote):
@@ -370,57 +371,4 @@ class LocalObject(Remote):
 NATURES: dict[str, type[Remote]] = {"iterator": RemoteIterator}
 
 
-def _unmade(found: Any) -> Any:
-    """Whatever the test made, a function that returns it says so itself, which is no evidence."""
-    return found._onebase_as(0) if isinstance(found, Remote) and found._onebase_made else found
-
-
-def _derived(found: Any) -> Any:
-    if not isinstance(found, Remote):
-        return found
-    return found._onebase_as(2 if found._onebase_bridge.spec["objects"] == "trust" else 1)
-
-
-def _may(mine: Remote, other: Any) -> bool:
-    if isinstance(other, Remote):
-        return mine._onebase_made > 0 and other._onebase_made > 0
-    return mine._onebase_made == 2
-
-
-def _binary(name: str) -> tuple[Any, Any]:
-    def forward(self: Remote, other: Any) -> Any:
-        return _derived(self._onebase_do(name, other)) if _may(self, other) else NotImplemented
-
-    def backward(self: Remote, other: Any) -> Any:
-        return _derived(self._onebase_bridge.do(name, other, self)) if _may(self, other) else NotImplemented
-
-    return forward, backward
-
-
-def _order(name: str) -> Any:
-    def compare(self: Remote, other: Any) -> Any:
-        return self._onebase_want(bool, name, other) if _may(self, other) else NotImplemented
-
-    return compare
-
-
-def _unary(name: str) -> Any:
-    def apply(self: Remote) -> Any:
-        found = self._onebase_do(name)
-        return _derived(found) if self._onebase_made else found
-
-    return apply
-
-
-for _name in ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "lshift", "rshift"):
-    for _prefix, _method in zip(("__", "__r"), _binary(_name), strict=True):
-        setattr(Remote, f"{_prefix}{_name}__", _method)
-for _name in ("and", "or", "xor"):
-    for _prefix, _method in zip(("__", "__r"), _binary(f"{_name}_"), strict=True):
-        setattr(Remote, f"{_prefix}{_name}__", _method)
-for _name in ("iadd", "isub", "imul", "itruediv", "ior", "iand"):
-    setattr(Remote, f"__{_name}__", _binary(_name)[0])
-for _name in ("lt", "le", "gt", "ge"):
-    setattr(Remote, f"__{_name}__", _order(_name))
-for _name in ("neg", "pos", "abs", "invert"):
-    setattr(Remote, f"__{_name}__", _unary(_name))
+install(Remote)

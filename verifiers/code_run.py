@@ -22,10 +22,10 @@ from onebase.verifiers.code_host import (
     sandbox,
     solution_source,
 )
-from onebase.verifiers.code_idle import Idle, silent
+from onebase.verifiers.code_patience import Patience, silent
 from onebase.verifiers.code_task import Task
 from onebase.verifiers.code_unwire import Builder, Decoder
-from onebase.verifiers.code_wire import Node, WireError, encode
+from onebase.verifiers.code_wire import WireError, encode
 from onebase.verifiers.sandbox import Outcome, Sandbox
 
 BUILD_DISK_MB = 64
@@ -47,6 +47,9 @@ def run_stdio(task: Task, code: str, settings: Settings) -> Report:
                 return report
             file = built
         for number, (given, expected) in enumerate(task.stdio, 1):
+            if (problem := settings.spent(report)) is not None:
+                report.failures[f"test {number}"] = problem
+                break
             stdin = given.encode("utf-8", "surrogatepass")
             if settings.command:
                 run = box.start(
@@ -57,14 +60,14 @@ def run_stdio(task: Task, code: str, settings: Settings) -> Report:
                 )
             else:
                 run = box.start(SCRIPT, source, stdin=stdin, limits=settings.limits)
-            idle = Idle(box, run, settings.idle_seconds)
-            while run.outcome is None and not idle.wait(silent()):
-                pass
+            patience, how = Patience(box, run, settings.idle_seconds), None
+            while run.outcome is None and how is None:
+                how = patience.wait(silent())
             if run.outcome is None:
                 run.kill()
             outcome = run.wait()
             report.account(outcome)
-            how = _judge_output(outcome, expected, settings)
+            how = how or _judge_output(outcome, expected, settings)
             if how is None:
                 report.passed += 1
                 continue
@@ -90,8 +93,6 @@ def _build(box: Sandbox, source: bytes, settings: Settings, report: Report) -> b
 
 
 def _judge_output(outcome: Outcome, expected: str, settings: Settings) -> str | None:
-    if outcome.how == "killed":
-        return f"it waited {settings.idle_seconds:.0f} s and did not work"
     if outcome.how != "exit":
         return how_it_ended(outcome, settings.limits)
     if outcome.code != 0:
@@ -115,26 +116,7 @@ def _opaque(meta: Any, _: list[Any]) -> Opaque:
     return Opaque(f"an object of class {str(name)[:60]}")
 
 
-class Ref:
-    """Something in the solution's process, to be named there again."""
-
-    def __init__(self, tag: str, meta: Any) -> None:
-        self.tag, self.meta = tag, meta
-
-
-def _ref(tag: str) -> Builder:
-    return lambda meta, _: Ref(tag, meta)
-
-
-def ref_node(thing: Any) -> Node:
-    if not isinstance(thing, Ref):
-        raise WireError(f"a {type(thing).__name__} is not plain data")
-    return Node(thing.tag, thing.meta)
-
-
-_TAGS = ("h", "x", "K", "y", "g")
-_OPAQUE: dict[str, Builder] = {tag: _opaque for tag in _TAGS}
-_REFS: dict[str, Builder] = {tag: _ref(tag) for tag in _TAGS}
+_OPAQUE: dict[str, Builder] = {tag: _opaque for tag in ("h", "x", "K", "y", "g")}
 _RECORDS = {"R": (lambda meta: Opaque(f"a {str(meta)[:60]}"), lambda thing, meta, children: None)}
 
 
@@ -144,16 +126,17 @@ def run_calls(task: Task, code: str, settings: Settings) -> Report:
     source = solution_source(task, code, settings, interactive=False)
     with sandbox(settings, (SOLUTION,), settings.packages) as box:
         solution: Solution | None = None
-        entries: dict[str, Any] = {}
         for number, call in enumerate(task.calls, 1):
             try:
                 if solution is None:
-                    entries = {}
+                    if (problem := settings.spent(report)) is not None:
+                        report.failures[f"test {number}"] = problem
+                        break
                     solution = Solution(box, source, settings, settings.whole(task.total))
                     if (problem := load(solution)) is not None:
                         report.broken = problem
                         break
-                how = _one_call(solution, call, task.loose, entries, settings.float_tolerance)
+                how = _one_call(solution, call, task.loose, settings.float_tolerance)
             except Gone as gone:
                 assert solution is not None
                 report.account(solution.end())
@@ -172,7 +155,7 @@ def run_calls(task: Task, code: str, settings: Settings) -> Report:
 def load(solution: Solution) -> str | None:
     """None, or why the code does not load."""
     try:
-        answer = claim(solution.ask(encode("load")), _OPAQUE)
+        answer = claim(solution.ask(encode("load")))
     except Gone as gone:
         return f"loading the code: {gone}"
     except WireError as error:
@@ -180,23 +163,15 @@ def load(solution: Solution) -> str | None:
     return None if answer[0] == "ok" else f"loading the code {raised(answer)}"
 
 
-def _one_call(
-    solution: Solution, call: Call, loose: bool, entries: dict[str, Any], tolerance: float | None
-) -> str | None:
-    """None where the result is right, else how it is not."""
+def _one_call(solution: Solution, call: Call, loose: bool, tolerance: float | None) -> str | None:
+    """None where the result is right, else how it is not.  In call tests each call of a method has an object
+    of its own; asserts share one, as they would in one program."""
     try:
-        if loose or call.entry not in entries:  # call tests: a fresh instance of `Solution` for each
-            body = solution.ask(encode("entry", call.entry))
-            found = claim(body, _REFS)
-            if found[0] != "ok":
-                return f"{call.entry} {raised(claim(body, _OPAQUE))}"
-            entries[call.entry] = found[1]
-        entry = entries[call.entry]
-        try:
-            body = encode("ask", entry, call.args, call.kwargs, hook=ref_node)
-        except WireError as error:
-            raise TestCodeError(f"the arguments of {call.text}: {error}") from error
-        answer = claim(solution.ask(body), _OPAQUE)
+        body = encode("ask", call.entry, loose, call.args, call.kwargs)
+    except WireError as error:
+        raise TestCodeError(f"the arguments of {call.text}: {error}") from error
+    try:
+        answer = claim(solution.ask(body))
         if answer[0] != "ok":
             return f"{call.text} {raised(answer)}"
         got = answer[1]
@@ -211,9 +186,9 @@ def _one_call(
     return None if fine else f"{call.text} gave {show(got)}, expected {show(call.expected)}"
 
 
-def claim(body: bytes, leaves: dict[str, Builder]) -> list[Any]:
+def claim(body: bytes) -> list[Any]:
     """The values of an answer: `["ok", result, …]` or `["raise", class, message, …]`."""
-    answer = Decoder(leaves, _RECORDS).frame(body)
+    answer = Decoder(_OPAQUE, _RECORDS).frame(body)
     if not (answer[:1] == ["ok"] and len(answer) == 4 or answer[:1] == ["raise"] and len(answer) == 6):
         raise WireError("neither a result nor an exception")
     return answer

@@ -29,7 +29,7 @@ from onebase.verifiers.code_host import (
     sandbox,
     solution_source,
 )
-from onebase.verifiers.code_idle import Idle, silent
+from onebase.verifiers.code_patience import Patience, silent
 from onebase.verifiers.code_run import load
 from onebase.verifiers.code_task import Script, Task
 from onebase.verifiers.code_wire import FRAME_BYTES
@@ -124,6 +124,8 @@ class Relay:
         assert self.tester is not None
         try:
             if self.solution is None:
+                if (problem := self.settings.spent(self.report)) is not None:
+                    raise Gone(problem)
                 if (problem := self.start_solution()) is not None:
                     raise Gone(problem)
             assert self.solution is not None
@@ -261,12 +263,12 @@ class Tester:
         return None if body is None else (kind, body)
 
     def _read(self, size: int) -> bytes | None:
-        idle = Idle(self.box, self.run, self.idle_seconds)
+        patience = Patience(self.box, self.run, self.idle_seconds)
         while len(self.incoming) < size:
             try:
                 data = self.channel.recv(min(1 << 20, size - len(self.incoming)))
             except BlockingIOError:
-                if idle.wait(self.channel):
+                if patience.wait(self.channel) is not None:
                     return None
                 if self.run.outcome is not None:  # the channel says the rest, and then its end
                     self.channel.setblocking(True)

@@ -10,7 +10,8 @@ the nonce of its question.  Questions are `[op, target, …]`:
     names [name, …]         what the code defines of these
     public                  the names that a star import would take
     entry text              the value of an expression in the code's namespace
-    ask target args kwargs  call; the plain result
+    ask text fresh args kwargs
+                            call what the expression says (evaluated anew if `fresh`); the plain result
     do function args kwargs one of OPERATIONS on objects of this process; arguments that were changed in
                             place, and what was printed, come back too
 Answers: `["ok", result, changed or null, printed]`, `["raise", class, message, args, exception, printed]`, or
@@ -20,7 +21,6 @@ Answers: `["ok", result, changed or null, printed]`, `["raise", class, message, 
 from __future__ import annotations
 
 import array
-import ast
 import asyncio
 import bisect
 import builtins
@@ -53,6 +53,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
+from onebase.verifiers.code_assemble import assemble
 from onebase.verifiers.code_shapes import shape_of
 from onebase.verifiers.code_unwire import Decoder, numpy_array
 from onebase.verifiers.code_wire import FRAME_BYTES, Encoder, Node, WireError
@@ -142,6 +143,7 @@ class Server:
         self.numbers: dict[int, int] = {}
         self.last_number = 0
         self.named = False
+        self.entries: dict[str, Any] = {}
         self.records = set(source["records"])
         self.changed: list[Any] | None = None
 
@@ -223,7 +225,9 @@ class Server:
             self.answer("raise", RuntimeError, f"{type(error).__name__}: {error}"[:MESSAGE], [], None, "")
         return None
 
-    def plain(self, op: str, target: Any = None, args: Any = (), kwargs: Any = None) -> Any:
+    def plain(
+        self, op: str, target: Any = None, fresh: bool = False, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if op == "load":
             return self.load()
         if op == "names":
@@ -234,7 +238,9 @@ class Server:
         if op == "entry":
             return self.entry(target)
         assert op == "ask", op
-        return target(*args, **(kwargs or {}))
+        if fresh or target not in self.entries:
+            self.entries[target] = self.entry(target)
+        return self.entries[target](*args, **(kwargs or {}))
 
     def do(self, data: bytes, decoder: Decoder, values: list[Any], printed: io.StringIO) -> Any:
         """One of OPERATIONS.  Arguments are encoded before and after, to see whether they were changed."""
@@ -379,38 +385,3 @@ def stdlib(meta: Any, _: list[Any]) -> Any:
     """A function or class of the standard library, by name; the verifier's own side sends these."""
     module, name = meta
     return functools.reduce(getattr, name.split("."), importlib.import_module(module))
-
-
-def assemble(code: str, prefix: str, entry: str | None) -> str:
-    """The text to run.  With a prefix (a prompt that ends in an open function) the code may be its
-    continuation, or a whole program that defines the entry point again."""
-    if not prefix:
-        return code
-    name = (entry or "").partition("(")[0].partition(".")[0]
-    if not defines(code, name):
-        prefix = prefix.rstrip(" \t")
-        return prefix + code if prefix.endswith("\n") else f"{prefix}\n{code}"
-    for closed in (prefix, f"{prefix.rstrip()}\n    pass"):
-        if parses(closed):
-            return f"{closed.rstrip()}\n\n{code}"
-    return code
-
-
-def parses(text: str) -> ast.Module | None:
-    try:
-        return ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-
-
-def defines(code: str, name: str) -> bool:
-    tree = parses(code)
-    if tree is None or not name:
-        return tree is not None and not name
-    named = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    return any(isinstance(s, named) and s.name == name for s in tree.body) or any(
-        isinstance(t, ast.Name) and t.id == name
-        for s in tree.body
-        if isinstance(s, ast.Assign)
-        for t in s.targets
-    )

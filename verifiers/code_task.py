@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import json
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from onebase.verifiers.code_asserts import (
@@ -202,8 +203,9 @@ def _source(tests: Any, row: dict[str, Any]) -> str:
     return "\n".join([*imports, setup, tests]) if setup or imports else tests
 
 
+@lru_cache(maxsize=256)
 def _asserts(source: str, entry: str | None, prefix: str, module: str) -> Task:
-    """`direct` may be replaced by None in tests, which then run the same asserts in the test's process."""
+    """Kept, because a group of completions is judged by the same tests."""
     tree = parse(source)
     complete(tree, entry)
     names = set(free_names(tree))
@@ -250,6 +252,7 @@ def _skipped(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     return any(any(mark in ast.unparse(d) for mark in marks) for d in node.decorator_list)
 
 
+@lru_cache(maxsize=256)
 def _pytest(source: str, module: str) -> Script:
     tree = parse(source)
     tests = _collected(tree)

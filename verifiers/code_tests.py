@@ -68,8 +68,8 @@ def verify(
     `module`: the name under which pytest files import the solution.
     `objects`: "trust" compares objects of the solution's classes by their attributes, see `code_remote`.
     `float_tolerance`: allowed difference, absolute or relative; exact without.
-    `limits`: fields of `sandbox.Limits`, cpu_seconds being that of one test; `row_cpu_seconds` bounds a
-    process that answers for all tests of the row; `idle_seconds`: how long it may sleep (`code_idle`).
+    `limits`: fields of `sandbox.Limits`, cpu_seconds being that of one test; `row_cpu_seconds` bounds
+    all tests of the row together; `idle_seconds`: how long a test may sleep (`code_patience`).
     `demand`: layers of isolation without which nothing runs.  `packages`: what the solution may import.
     `language`: {"file": "main.js", "command": ["node", "{file}"]} for stdio tests in another language, with
     "tags" (of its fenced blocks), and for compilers "build": [...] and "built": the file that this makes."""

@@ -1,12 +1,13 @@
-"""Ends a run that waits for nothing: a solution that sleeps, or whose threads wait for each other.
+"""How long an answer of a run is waited for: CPU time, and time in which it does nothing.
 
-CPU limits do not see it, and a wall limit would also hit code that is slowed down by other work on the
-machine.  So the processes themselves are looked at: a stretch counts as idle where none of them was ready to
-run and together they used next to no CPU time.
+A solution that sleeps, or whose threads wait for each other, is not seen by CPU limits, and a wall limit would
+also hit code that is slowed down by other work on the machine.  So the processes themselves are looked at: a
+stretch counts as idle where none of them was ready to run and together they used next to no CPU time.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -17,28 +18,35 @@ LOOK_SECONDS = 0.25
 WORKING = 0.05  # share of a stretch on the CPU above which it is not idle
 
 
-class Idle:
-    """For one wait; `allowed` is how long it may be idle, in all."""
+class Patience:
+    """For one answer: how long the run may be idle, in all, and how much CPU time it may take.  (The sandbox
+    limits the CPU time of the whole run; a process that answers many questions has one limit for each.)"""
 
-    def __init__(self, box: Sandbox, run: Run, allowed: float) -> None:
-        self.box, self.run, self.allowed = box, run, allowed
-        self.idle = 0.0
+    def __init__(self, box: Sandbox, run: Run, idle_seconds: float, cpu_seconds: float = math.inf) -> None:
+        self.box, self.run = box, run
+        self.idle_seconds, self.cpu_seconds = idle_seconds, cpu_seconds
+        self.idle = self.worked = 0.0
         self.seen = time.monotonic()
         self.cpu: float | None = None
 
-    def wait(self, channel: socket.socket) -> bool:
-        """Until the channel can be read, the run is over, or a look is due.  True when it has idled too
+    def wait(self, channel: socket.socket) -> str | None:
+        """Until the channel can be read, the run is over, or a look is due.  A text when it has lasted too
         long."""
         self.run.wait_for(channel, LOOK_SECONDS)
         now = time.monotonic()
         stretch = now - self.seen
         if self.run.outcome is not None or stretch < LOOK_SECONDS:
-            return False
+            return None
         ready, cpu = self._look()
-        if self.cpu is not None and not ready and cpu - self.cpu < WORKING * stretch:
+        worked = 0.0 if self.cpu is None else max(0.0, cpu - self.cpu)
+        if self.cpu is not None and not ready and worked < WORKING * stretch:
             self.idle += stretch
-        self.seen, self.cpu = now, cpu
-        return self.idle > self.allowed
+        self.seen, self.cpu, self.worked = now, cpu, self.worked + worked
+        if self.idle > self.idle_seconds:
+            return f"it waited {self.idle:.0f} s and did not work"
+        if self.worked > self.cpu_seconds:
+            return f"it took too much CPU time ({self.worked:.1f} s)"
+        return None
 
     def _look(self) -> tuple[bool, float]:
         """Whether a thread of the run's is ready to run, and the CPU seconds of all of them.  Where /proc
