@@ -547,7 +547,7 @@ def test_completions_without_code_score_0():
 
 def test_code_that_waits_and_does_not_work_is_refused():
     sleeps = "import time\ndef f(x):\n    time.sleep(60)\n    return x"
-    locks = "import threading\nlock = threading.Lock()\nlock.acquire()\ndef f(x):\n    lock.acquire()\n    return x"
+    locks = "import threading\nlock = threading.Lock()\nlock.acquire()\ndef f(x): lock.acquire()"
     naps = "import time\ndef f(x):\n    time.sleep(0.2)\n    return x"
     for tests in ("assert f(1) == 1", "assert sorted([f(1)]) == [1]", "def test_f():\n    assert f(1) == 1"):
         accepted(naps, tests, idle_seconds=0.8)
@@ -557,17 +557,17 @@ def test_code_that_waits_and_does_not_work_is_refused():
     assert "did not work" in refused("import time\ntime.sleep(60)", "assert f(1) == 1", idle_seconds=0.8)
 
 
+@pytest.mark.slow
 def test_a_loaded_machine_gives_the_same_verdict():
     """CPU time counts, and waiting for the processor is not idleness."""
     burn = "import time\ndef f(x):\n    start = time.process_time()\n"
-    burn += "    while time.process_time() < start + 0.4: pass\n    return x"
-    load = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4 * (os.cpu_count() or 1))
-    ]
+    burn += "    while time.process_time() < start + 0.2: pass\n    return x"
+    busy = [sys.executable, "-c", "while True: pass"]
+    load = [subprocess.Popen(busy) for _ in range(3 * (os.cpu_count() or 1))]
     try:
         for tests in ("assert f(1) == 1", "assert sorted([f(1)]) == [1]"):
-            accepted(burn, tests, limits={"cpu_seconds": 0.8}, idle_seconds=0.5)
-            assert "CPU" in refused(burn.replace("0.4", "9"), tests, limits={"cpu_seconds": 0.8})
+            accepted(burn, tests, limits={"cpu_seconds": 0.5}, idle_seconds=0.4)
+            assert "CPU" in refused(burn.replace("0.2", "9"), tests, limits={"cpu_seconds": 0.5})
     finally:
         for process in load:
             process.kill()

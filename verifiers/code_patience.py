@@ -1,8 +1,8 @@
 """How long an answer of a run is waited for: CPU time, and time in which it does nothing.
 
-A solution that sleeps, or whose threads wait for each other, is not seen by CPU limits, and a wall limit would
-also hit code that is slowed down by other work on the machine.  So the processes themselves are looked at: a
-stretch counts as idle where none of them was ready to run and together they used next to no CPU time.
+A solution that sleeps, or whose threads wait for each other, is not seen by CPU limits, and a wall limit
+would also hit code that is slowed down by other work on the machine.  So the processes themselves are looked
+at: a stretch counts as idle where none of them was ready to run and together they used next to no CPU time.
 """
 
 from __future__ import annotations
