@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from onebase import card
+from onebase import card, gold
 from onebase.data import Problems, problem_rows
 from onebase.errors import UserError
 from onebase.evaluate import greedy_accuracy
@@ -27,6 +27,7 @@ from onebase.grpo.loss import policy_loss, token_weights
 from onebase.model import checkpoint
 from onebase.pretrain.train import check_finite
 from onebase.recipe import Grpo
+from onebase.rewards import outcomes
 from onebase.rollout import journal
 from onebase.rollout.groups import ScoredRollout, prompt_ids, sample_groups
 from onebase.rollout.torch_engine import TorchEngine
@@ -42,20 +43,17 @@ SHOWN = ("reward", "accuracy", "completion_tokens", "live_groups", "eval_accurac
 def main(run: StageRun) -> dict[str, float]:
     stage: Grpo = run.stage
     assert run.init is not None
+    found = gold.check(run, [*stage.data, *stage.evaluate])  # before a model is loaded
+    endless = gold.keep_problems(Problems(stage.data, run.seed, run.folders), found)
+    held = problem_rows(stage.evaluate, run.seed, stage.eval_problems, run.folders) if stage.evaluate else []
+    held = gold.keep(held, found)
     model, tokenizer = checkpoint.load(run.init, run.device, run.recipe.dtype)
     reference = checkpoint.load(run.init, run.device, run.recipe.dtype)[0].eval() if stage.loss.kl else None
     model.train()
     optimizer = Optimizer(model.named_parameters(), stage.optim)
     done, extra = state.load(run.folder / "state", model, optimizer, run.device)
     run.log.truncate_after(done)
-    problems = PromptsThatFit(
-        Problems(stage.data, run.seed, run.folders),
-        tokenizer,
-        stage.sampling,
-        stage.max_prompt,
-        stage.prompts,
-    )
-    held = problem_rows(stage.evaluate, run.seed, stage.eval_problems, run.folders) if stage.evaluate else []
+    problems = PromptsThatFit(endless, tokenizer, stage.sampling, stage.max_prompt, stage.prompts)
     held = [r for r in held if len(prompt_ids(tokenizer, r, stage.sampling)) <= stage.max_prompt]
     engine = TorchEngine(model, tokenizer.pad_id, stage.slots, stage.max_prompt + stage.sampling.max_tokens)
     summary: dict[str, float] = dict(extra)
@@ -76,6 +74,7 @@ def main(run: StageRun) -> dict[str, float]:
         trained = Update(model, reference, optimizer, stage, tokenizer.pad_id, run.device)(samples, factor)
         skipped = check_finite(trained.get("loss", 0.0), trained.get("grad_norm", 0.0), skipped, run, step)
         metrics |= signal | trained | rollout_metrics(rollouts, tokenizer)
+        metrics |= outcomes([r.scored for r in rollouts])
         metrics["seconds_train"] = time.perf_counter() - start
         metrics["tokens_per_second"] = metrics["tokens"] / metrics["seconds_generate"]
         metrics["lr"] = stage.optim.lr * factor
@@ -161,9 +160,9 @@ def select(
 
 def rollout_metrics(rollouts: Sequence[ScoredRollout], tokenizer: ChatTokenizer) -> dict[str, float]:
     lengths = torch.tensor([float(len(r.rollout.completion_ids)) for r in rollouts])
-    n = len(rollouts)
+    n, judged = len(rollouts), sum(r.scored.judged for r in rollouts)
     return {
-        "accuracy": sum(r.scored.correct for r in rollouts) / n,
+        "accuracy": sum(r.scored.correct for r in rollouts) / max(1, judged),
         "completion_tokens": float(lengths.mean()),
         "completion_tokens_p95": float(lengths.quantile(0.95)),
         "truncated": sum(r.rollout.finish_reason == "length" for r in rollouts) / n,
@@ -176,7 +175,7 @@ def _evaluate(
     engine: TorchEngine, tokenizer: ChatTokenizer, rows: list[dict[str, Any]], stage: Grpo
 ) -> dict[str, float]:
     got = greedy_accuracy(engine, tokenizer, rows, stage.rewards, stage.sampling)
-    return {"eval_accuracy": got["accuracy"], "eval_tokens": got["tokens"]}
+    return {f"eval_{key}": got[key] for key in ("accuracy", "tokens", "errors")}
 
 
 @dataclass(slots=True)

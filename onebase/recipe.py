@@ -101,15 +101,40 @@ class Sampling(Section):
 
 
 class Term(Section):
-    """One term of a reward: weight times the verifier's reward."""
+    """One term of a reward: weight times the verifier's reward (onebase/rewards.py has the rule).  The first
+    term says what is correct."""
 
     verifier: str
     """Built-in name, entry point or path.py:function."""
-    weight: float = 1.0
+    name: str | None = None
+    """What gates, records and metrics call the term; null: the verifier (verifier#2 where it is used
+    twice)."""
+    weight: float = Field(1.0, allow_inf_nan=False)
+    """0: judged and told, not counted.  The sum may leave [0, 1]."""
+    schedule: list[tuple[int, float]] = []
+    """Points [step, share of the weight], in straight lines between and level outside of them; steps from 0.
+    [[0, 0], [50, 1]] grows over 50 steps, [[99, 1], [100, 0]] ends with step 99."""
+    cap: float | None = Field(None, gt=0, le=1)
+    """Largest reward that counts, before the weight."""
     gate: str | None = None
-    """Counts only where the named verifier of this list gave more than 0."""
+    """NAME: counts only where that term of this list counts and gave more than 0.  NAME.DETAIL: only where
+    that detail of its verdict is true.  Where the gate is closed, the verifier is not called."""
     options: dict[str, Any] = {}
     """Row fields handed to the verifier for every completion."""
+    timeout: float | None = Field(None, gt=0)
+    """Seconds after which one verdict is an error and its process is killed; null: what the verifier asks
+    for, else 10."""
+    workers: int | None = Field(None, gt=0)
+    """Processes for this verifier (on Ray: of each node); null: what it asks for, else one for each core."""
+
+    @model_validator(mode="after")
+    def _schedule_rises(self) -> Term:
+        steps = [step for step, _ in self.schedule]
+        if steps != sorted(set(steps)) or any(s < 0 for s in steps):
+            raise ValueError(f"schedule: its steps must rise from 0 on; given: {steps}")
+        if not all(abs(share) < float("inf") for _, share in self.schedule):
+            raise ValueError("schedule: shares must be finite")
+        return self
 
 
 class Loss(Section):
@@ -206,6 +231,8 @@ class Grpo(StageBase):
     """Longest prompt in tokens; longer ones are passed over."""
     sampling: Sampling = Sampling()
     rewards: list[Term] = Field(min_length=1)
+    bad_gold: Literal["refuse", "drop"] = "refuse"
+    """What to do, before a model is loaded, with rows whose own answer a verifier cannot understand."""
     loss: Loss = Loss()
     optim: Optim = Optim(lr=1e-6, weight_decay=0.0)
     evaluate: list[Source] = []
@@ -230,6 +257,8 @@ class RejectSample(StageBase):
     sampling: Sampling = Sampling()
     rewards: list[Term] = Field(min_length=1)
     """Kept where the combined reward is at least `threshold`."""
+    bad_gold: Literal["refuse", "drop"] = "refuse"
+    """What to do, before a model is loaded, with rows whose own answer a verifier cannot understand."""
     threshold: float = 1.0
     require_think: bool = True
     """Keep only completions with a closed thought."""
@@ -251,6 +280,8 @@ class Eval(StageBase):
     """Longest prompt in tokens; longer ones are passed over."""
     sampling: Sampling = Sampling()
     rewards: list[Term] = Field(min_length=1)
+    bad_gold: Literal["refuse", "drop"] = "refuse"
+    """What to do, before a model is loaded, with rows whose own answer a verifier cannot understand."""
 
 
 Stage = Annotated[Pretrain | Sft | Grpo | RejectSample | Eval, Field(discriminator="kind")]

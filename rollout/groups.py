@@ -67,7 +67,8 @@ def sample_groups(
     generated = time.perf_counter()
     texts = [completion_text(tokenizer, r, sampling) for r in rollouts]
     owners = [rows[i // group_size] for i in range(len(rollouts))]
-    scored = score(owners, texts, terms)
+    asked = [o | {"n_tokens": len(r.completion_ids)} for o, r in zip(owners, rollouts, strict=True)]
+    scored = score(asked, texts, terms, step)
     verified = time.perf_counter()
     out = [
         ScoredRollout(row, i // group_size, rollout, text, s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -145,6 +146,8 @@ sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', 'test_it.py']))
         test = b"import pytest\n@pytest.mark.parametrize('x', [1, 2])\ndef test_x(x): assert x == 1\n"
         outcome = run(sandbox, source, files={"test_it.py": test})
         assert outcome.code == 1 and b"1 failed, 1 passed" in outcome.stdout, outcome
+    with Sandbox(demand=DEMAND, packages=("numpy",), preload=("numpy",)) as sandbox:
+        assert run(sandbox, "import numpy.linalg; print(numpy.ones(3) @ numpy.ones(3))").stdout == b"3.0\n"
     with pytest.raises(SandboxError, match="no_such_package"):
         Sandbox(demand=DEMAND, packages=("no_such_package",))
 
@@ -164,6 +167,30 @@ def test_commands() -> None:
         assert sandbox.start(argv=["./missing"]).wait().code == 126
     with pytest.raises(SandboxError, match="no-such-command"):
         Sandbox(demand=DEMAND, use=("no-such-command",))
+
+
+LANGUAGES = {
+    "perl": (("perl",), ["perl", "m"], b"print 6*7"),
+    "node": (("node",), ["node", "m"], b"console.log(6*7)"),
+    "gcc": (("/usr", "/bin", "/lib"), ["sh", "-c", "gcc -x c m -o a && ./a"],
+            b'#include <stdio.h>\nint main() { printf("%d", 6 * 7); }'),
+    "java": (("java", "/usr/lib/jvm"), ["java", "--source", "11", "m"],
+             b"class M { public static void main(String[] a) { System.out.print(6 * 7); } }"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("namespaces", ["off", "auto"])
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_other_languages(name: str, namespaces: str) -> None:
+    if shutil.which(name) is None:
+        pytest.skip(f"no {name} here")
+    use, argv, source = LANGUAGES[name]
+    limits = Limits(cpu_seconds=20, memory_mb=1024, processes=100, open_files=256)
+    if namespaces == "off" and os.geteuid() != 0:
+        pytest.skip("a command of several processes needs a uid or a pid namespace of its own")
+    with Sandbox(limits, demand=DEMAND, use=use, namespaces=namespaces) as sandbox:
+        outcome = sandbox.start(argv=argv, files={"m": source}).wait()
+    assert outcome.stdout.strip() == b"42", outcome
 
 
 def test_channel_both_ways(sandbox: Sandbox) -> None:
@@ -283,6 +310,41 @@ def test_closed_and_broken_sandboxes_are_errors() -> None:
     sandbox.close()
     with pytest.raises(SandboxError, match="closed"):
         run(sandbox, "")
+
+
+def test_closing_from_another_thread_ends_a_run() -> None:
+    sandbox = Sandbox(demand=DEMAND)
+    going = sandbox.start(ENTRY, b"import time; time.sleep(60)")
+    timer = threading.Timer(0.2, sandbox.close)
+    timer.start()
+    with pytest.raises(SandboxError):
+        going.wait()
+    timer.join()
+
+
+def test_a_process_that_the_caller_forked_starts_its_own() -> None:
+    with Sandbox(demand=DEMAND) as sandbox:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os._exit(0 if run(sandbox, "print(1)").stdout == b"1\n" else 1)
+            finally:
+                os._exit(2)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert run(sandbox, "print(2)").stdout == b"2\n"
+
+
+def test_a_warm_process_that_died_between_runs_is_replaced() -> None:
+    with Sandbox(demand=DEMAND) as sandbox:
+        for _ in range(3):
+            assert sandbox._zygote is not None
+            sandbox._zygote.process.kill()
+            sandbox._zygote.process.wait()
+            time.sleep(0.3)
+            ours, theirs = socket.socketpair()
+            outcome = sandbox.start(ENTRY, b"import os; os.write(3, b'x'); print(1)", channel=theirs).wait()
+            assert outcome.stdout == b"1\n" and ours.recv(9) == b"x"
+            ours.close()
 
 
 def test_threads_take_turns(sandbox: Sandbox) -> None:

@@ -27,8 +27,9 @@ from typing import Any
 
 from onebase.verifiers.sandbox_process import SandboxError, Zygote
 
-DEMAND = ("rlimits", "uid", "seccomp", "landlock")
-GRACE_SECONDS = 15.0  # past the wall limit, the warm process itself is taken for dead
+# What a run must have: where no uid of its own is to be had (an ordinary user), a pid namespace of its own.
+DEMAND = ("rlimits", "seccomp", "landlock", "uid|pid")
+GRACE_SECONDS = 60.0  # past the wall limit, the warm process itself is taken for dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +153,17 @@ class Sandbox:
                 raise SandboxError("the sandbox is closed")
             if limits is not None and limits.disk_mb > self.limits.disk_mb:
                 raise ValueError(f"disk_mb={limits.disk_mb}: a run may have less than its sandbox, not more")
-            if self._zygote is None or self._zygote.dead:
-                self._open()
-            assert self._zygote is not None
             job = marshal.dumps((None if argv is None else list(argv), dict(files or {}), payload))
-            return Run(self, self._zygote, entry, job, stdin, channel, limits or self.limits)
+            fresh = self._zygote is None or self._zygote.dead
+            if fresh:
+                self._open()
+            try:
+                return Run(self, entry, job, stdin, channel, limits or self.limits)
+            except SandboxError:
+                if fresh:
+                    raise
+                self._open()  # the warm process had died since the last run; this one was not begun
+                return Run(self, entry, job, stdin, channel, limits or self.limits)
         except BaseException:
             self._release()
             raise
@@ -176,14 +183,14 @@ class Run:
     def __init__(
         self,
         sandbox: Sandbox,
-        zygote: Zygote,
         entry: str | None,
         job: bytes,
         stdin: bytes,
         channel: socket.socket | None,
         limits: Limits,
     ) -> None:
-        self._sandbox, self._zygote, self._limits = sandbox, zygote, limits
+        assert sandbox._zygote is not None
+        self._sandbox, self._zygote, self._limits = sandbox, sandbox._zygote, limits
         self._kept: dict[int, list[bytes]] = {}
         self._sizes: dict[int, int] = {}
         self._flooded = False
@@ -203,7 +210,7 @@ class Run:
                 passed.append(channel.fileno())
                 fds.append("channel")
             order = {"limits": asdict(limits), "fds": fds, "entry": entry, "size": len(job)}
-            zygote.send(order, passed)
+            self._zygote.send(order, passed)
         except BaseException:
             for fd in ours:
                 os.close(fd)
@@ -229,7 +236,10 @@ class Run:
     def kill(self) -> None:
         """End the run now; its Outcome says "killed"."""
         if self.outcome is None:
-            self._zygote.send({"kill": "killed"}, [])
+            try:
+                self._zygote.send({"kill": "killed"}, [])
+            except SandboxError:
+                pass  # it is gone, and its run with it: wait() says so
 
     def wait(self) -> Outcome:
         """Block until the run and everything it started are gone."""
@@ -251,7 +261,11 @@ class Run:
     def _pump(self, channel: socket.socket | None, end: float | None = None) -> bool:
         """One round of reading; True when the channel has something to read."""
         poll = select.poll()
-        poll.register(self._zygote.socket, select.POLLIN)
+        line = self._zygote.socket.fileno()
+        if line < 0:
+            self._close()
+            raise SandboxError("the sandbox was closed while it ran")
+        poll.register(line, select.POLLIN)
         for fd in self._open:
             poll.register(fd, select.POLLIN)
         if channel is not None:
@@ -264,7 +278,7 @@ class Run:
                 raise SandboxError("the sandbox's warm process does not answer: it was ended")
             for fd in ready & self._open:
                 self._read(fd)
-            if self._zygote.socket.fileno() in ready:
+            if line in ready:
                 self._finish(self._zygote.receive())
         except SandboxError:
             self._close()

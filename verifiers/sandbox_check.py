@@ -21,6 +21,7 @@ from typing import Any
 from onebase.verifiers.sandbox import Limits, Outcome, Sandbox, SandboxError
 from onebase.verifiers.sandbox_script import ENTRY
 
+BASIC = ("rlimits", "uid", "seccomp", "landlock")  # the layers that a default container has
 LIMITS = Limits(cpu_seconds=4.0, wall_seconds=15.0, memory_mb=256, processes=16)
 
 TRY = """
@@ -96,14 +97,16 @@ for pid in pids: os.kill(pid, signal.SIGKILL)
 attempt(lambda: len(bytes(2 << 30)))
 """,
     "outlive its run": """
-if os.fork() == 0:
-    import time
-    os.setsid()
+try:
     if os.fork() == 0:
-        for fd in (0, 1, 2): os.close(fd)
-        time.sleep(20)
-    os._exit(0)
-os.wait()
+        import time
+        os.setsid()
+        if os.fork() == 0:
+            for fd in (0, 1, 2): os.close(fd)
+            time.sleep(20)
+        os._exit(0)
+    os.wait()
+except PermissionError: pass  # a run is one process here
 """,
 }
 
@@ -174,14 +177,12 @@ def _one(sandbox: Sandbox, name: str, source: str) -> Result:
             over = False
     expected = all(any(layer in sandbox.layers for layer in wish.split("|")) for wish in STOPPED_BY[name])
     text = told(outcome) if over else "a process outlived its run"
-    return Result(name, expected, over and held(outcome, sandbox.layers), text)
+    return Result(name, expected, over and held(outcome), text)
 
 
-def held(outcome: Outcome, layers: tuple[str, ...]) -> bool:
-    """It came to its end without a breach; or could not fork, where a run is one process only."""
-    alone = "uid" not in layers and "pid" not in layers
-    forbidden = alone and b"PermissionError" in outcome.stderr and b"fork" in outcome.stderr
-    return b"BREACH" not in outcome.stdout and (outcome.stdout.endswith(b"tried\n") or forbidden)
+def held(outcome: Outcome) -> bool:
+    """It was tried to its end, and did not get through."""
+    return b"BREACH" not in outcome.stdout and outcome.stdout.endswith(b"tried\n")
 
 
 def told(outcome: Outcome) -> str:

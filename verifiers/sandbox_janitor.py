@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from onebase.verifiers import sandbox_box, sandbox_namespaces
+from onebase.verifiers import sandbox_box, sandbox_cgroup, sandbox_namespaces
 from onebase.verifiers.sandbox_child import after_fork
 from onebase.verifiers.sandbox_imports import Packages
 from onebase.verifiers.sandbox_layers import NAMESPACES, PR_SET_CHILD_SUBREAPER, Plan, claim_uids, prctl
@@ -31,6 +31,11 @@ WARM = (
     *("random", "re", "string", "threading", "typing"),
 )
 PREFIX = "onebase-box-"
+FORBIDDING = (
+    ("kernel/apparmor_restrict_unprivileged_userns", "1"),
+    ("kernel/unprivileged_userns_clone", "0"),
+    ("user/max_user_namespaces", "0"),
+)
 ATTEMPTS = (("pid", "mount", "net", "ipc", "uts"), ("user", "pid", "mount", "net", "ipc", "uts"))
 
 
@@ -90,10 +95,12 @@ def make_plan(tmp: str, line: socket.socket) -> tuple[Plan, int]:
     except (OSError, ValueError) as error:
         plan.missing["uid"] = str(error)
     sweep(tmp)
-    base = os.path.join(passable(tmp) if plan.uids else tmp, f"{PREFIX}{os.getpid()}-{os.urandom(6).hex()}")
-    os.mkdir(base, 0o700)
-    lock = os.open(base, os.O_RDONLY | os.O_CLOEXEC)
+    folder, name = passable(tmp) if plan.uids else tmp, f"{PREFIX}{os.getpid()}-{os.urandom(6).hex()}"
+    new, base = os.path.join(folder, f".{name}"), os.path.join(folder, name)
+    os.mkdir(new, 0o700)
+    lock = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
     fcntl.flock(lock, fcntl.LOCK_EX)
+    os.rename(new, base)  # only now can others' sweeping find it, and it is locked
     if plan.uids:
         os.chmod(base, 0o711)
     plan.box = os.path.join(base, "box")
@@ -157,6 +164,8 @@ def start(plan: Plan, shown: View, config: dict[str, Any], become_zygote: Callab
             os.write(told, error_text.encode() or b"ok")
             if not error_text:
                 plan.layers += attempt
+                if "user" not in attempt:
+                    plan.missing["user"] = "not needed: this process may make the other namespaces itself"
                 become_zygote()
             os._exit(1)
         os.close(told)
@@ -169,7 +178,9 @@ def start(plan: Plan, shown: View, config: dict[str, Any], become_zygote: Callab
         os.waitpid(pid, 0)
         reasons.append(f"{'+'.join(attempt)}: {answer}")
     for name in NAMESPACES:
-        plan.missing[name] = "; ".join(reasons) or "switched off (namespaces='off')"
+        plan.missing[name] = (
+            "; ".join([*reasons, *forbidden()]) if reasons else "switched off (namespaces='off')"
+        )
     pid = os.fork()
     if pid == 0:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -177,10 +188,38 @@ def start(plan: Plan, shown: View, config: dict[str, Any], become_zygote: Callab
     return pid
 
 
+def forbidden() -> list[str]:
+    """Settings of the machine by which its owner keeps user namespaces from ordinary users."""
+    found = []
+    for path, value in FORBIDDING:
+        try:
+            with open(f"/proc/sys/{path}") as stream:
+                if stream.read().strip() == value:
+                    found.append(f"forbidden by {path.replace('/', '.')}={value}")
+        except OSError:
+            continue
+    return found
+
+
 def inside_namespaces(plan: Plan, shown: View, config: dict[str, Any]) -> None:
     base = os.path.dirname(plan.box)
     sandbox_namespaces.enter_new_root(shown, base, config["limits"]["disk_mb"])
     plan.box = sandbox_namespaces.BOX
+
+
+def counted(plan: Plan, zygote: int) -> str:
+    """Put the zygote into a cgroup of its own; why not, or an empty text."""
+    if "switched off" in plan.missing.get("pid", ""):
+        return plan.missing["pid"]
+    try:
+        plan.cgroup = sandbox_cgroup.make()
+        plan.cgroup.join(zygote)
+    except OSError as error:
+        if plan.cgroup is not None:
+            plan.cgroup.remove()
+        plan.cgroup = None
+        return f"{error} (a group with the memory and pids controllers must be writable)"
+    return ""
 
 
 def attend(plan: Plan, zygote: int, caller: int, line: socket.socket) -> None:
@@ -190,7 +229,7 @@ def attend(plan: Plan, zygote: int, caller: int, line: socket.socket) -> None:
     poll = select.poll()
     for fd in (child, caller, line.fileno()):
         poll.register(fd, select.POLLIN)
-    watch, box, patience = Watch(plan, str(zygote), 0.0), -1, None
+    watch, box, patience, kills = Watch(plan, str(zygote), 0.0), -1, None, 0
     try:
         while True:
             ready = [fd for fd, _ in poll.poll(patience)]
@@ -203,8 +242,16 @@ def attend(plan: Plan, zygote: int, caller: int, line: socket.socket) -> None:
                     poll.unregister(line)
                 elif isinstance(request, list):
                     plan.layers, box = request, fds[0]
+                    line.send(marshal.dumps(counted(plan, zygote)))
                 elif request == "wipe":
                     sandbox_box.wipe(box)
+                    line.send(b"done")
+                elif request == "starved":
+                    before, kills = kills, plan.cgroup.kills() if plan.cgroup else 0
+                    line.send(marshal.dumps(kills > before))
+                elif len(request) == 2:
+                    assert plan.cgroup is not None
+                    plan.cgroup.limit(*request)
                     line.send(b"done")
                 else:
                     started, limits, cpu = request
@@ -219,3 +266,5 @@ def attend(plan: Plan, zygote: int, caller: int, line: socket.socket) -> None:
         os.waitpid(zygote, 0)
         ended = Ended()
         reap_all(plan, plan.uids, 0, ended, kill=True)  # had the zygote been killed, its run came to us
+        if plan.cgroup is not None:
+            plan.cgroup.remove()

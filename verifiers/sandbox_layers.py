@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onebase.verifiers import sandbox_seccomp
+from onebase.verifiers.sandbox_cgroup import Cgroup
 from onebase.verifiers.sandbox_imports import Descriptors
 
 BASIC = ("rlimits", "uid", "seccomp", "landlock")
@@ -56,7 +57,7 @@ class Plan:
     layers: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)  # layer: why it is not here
     descriptors: Descriptors | None = None  # see sandbox_imports
-    cgroups: list[Any] = field(default_factory=list)
+    cgroup: Cgroup | None = None  # in the janitor
     other_tasks: int = 0  # tasks that the process limit counts besides the run's
     own_space: int = 0  # the warm process's address space and data, which every run starts with
     own_data: int = 0

@@ -99,6 +99,10 @@ def enter_new_root(view: View, base: str, disk_mb: int) -> None:
             "size=0,nr_inodes=1,mode=0555",
         )
     os.makedirs(base + BOX)
+    os.mkdir(base + "/proc")
+    # For the dynamic loader, which asks /proc/self/exe where a program lies; Landlock keeps the files closed.
+    # Not everywhere to be had, and few programs miss it.
+    quiet(mount, "proc", base + "/proc", "proc", MS_NOSUID | MS_NODEV, "subset=pid,hidepid=2")
     set_attributes(base, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV)
     for device in DEVICES:
         set_attributes(base + device, ATTR_NOSUID | ATTR_RDONLY, clear=ATTR_NODEV)

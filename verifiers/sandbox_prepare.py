@@ -19,6 +19,7 @@ from onebase.verifiers.sandbox_layers import (
     Plan,
     become,
     libc,
+    number_after,
     prctl,
     rlimits,
     set_constant_rlimits,
@@ -43,6 +44,11 @@ def zygote(plan: Plan, shown: View, packages: Packages, config: dict[str, Any], 
         box = os.open(plan.box, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         socket.send_fds(plan.janitor, [marshal.dumps(plan.layers)], [box])
         os.close(box)
+        reason = marshal.loads(plan.janitor.recv(1 << 12))
+        if reason:
+            plan.missing["cgroup"] = reason
+        else:
+            plan.layers.append("cgroup")
         serve(plan)
         status = 0
     finally:
@@ -63,6 +69,10 @@ def put_on(plan: Plan, rules: int, packages: Packages, results: dict[str, Any]) 
             hold_open(plan, packages, results["closed"])
     else:
         plan.uids = []
+        # The process limit counts all tasks of a uid; in a user namespace of its own, and by kernels from
+        # 5.14 on, only those inside: here this one.
+        inside = plan.has("user") and results.get("fork") == ""
+        plan.other_tasks = 1 if inside else tasks_of(plan, os.getuid())
     if plan.has("rlimits"):
         set_constant_rlimits()
     prctl(PR_SET_NO_NEW_PRIVS, 1)
@@ -96,6 +106,7 @@ def probe(plan: Plan, rules: int, shown: View, config: dict[str, Any]) -> dict[s
         try:
             prctl(PR_SET_NO_NEW_PRIVS, 1)
             results["rlimits"] = tried(lambda: limit(plan, config["limits"]), lambda: True)
+            results["fork"] = tried(fork_once, lambda: True)
             if plan.uids:
                 uid = plan.uids[0]
                 results["uid"] = tried(lambda: become(uid), lambda: os.getresuid() == (uid, uid, uid))
@@ -120,6 +131,21 @@ def limit(plan: Plan, limits: dict[str, Any]) -> None:
     set_constant_rlimits()
     for which, pair in rlimits(limits, False, plan):
         resource.setrlimit(which, pair)
+
+
+def fork_once() -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def tasks_of(plan: Plan, uid: int) -> int:
+    folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=plan.proc)
+    pids = [name for name in os.listdir(folder) if name.isdigit()]
+    os.close(folder)
+    status = [text(plan, f"{pid}/status") for pid in pids]
+    return sum(number_after(each, "Threads:") for each in status if number_after(each, "Uid:") == uid)
 
 
 def install() -> None:

@@ -51,7 +51,9 @@ class Zygote:
                 pass_fds=(theirs.fileno(),), cwd="/", start_new_session=True,
                 # Nothing of the caller's environment (tokens, keys) goes in; the seed of str hashes is
                 # fixed, so that the order of sets, and with it a verdict, is the same in every process.
-                env={"PATH": PATH, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"},
+                # Numeric libraries that start threads could not be forked.
+                env={"PATH": PATH, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1",
+                     "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
             )  # fmt: skip
         finally:
             theirs.close()
@@ -94,8 +96,9 @@ class Zygote:
             self.dead = True
             raise SandboxError(f"the sandbox's warm process is gone ({reason})")
         text = data.decode(errors="replace")
-        if text.startswith("error "):
-            raise SandboxError(text.removeprefix("error "))
+        if text.startswith(("error ", "broken ")):
+            self.dead = text.startswith("broken ")
+            raise SandboxError(text.partition(" ")[2])
         return text
 
     def close(self) -> None:

@@ -60,7 +60,8 @@ X32 = 0x40000000
 NEW_NAMESPACES = 0x7E020000  # CLONE_NEW* as clone takes them
 CLONE_THREAD = 0x10000
 AF_UNIX, SOCK_STREAM, SOCK_TYPE_MASK = 1, 1, 0xF
-TIOCSTI, TIOCLINUX = 0x5412, 0x541C
+# Typing into a terminal; flags of files that outlast the run's cleaning.
+IOCTLS = (0x5412, 0x541C, 0x40086602, 0x401C5820)  # TIOCSTI, TIOCLINUX, FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR
 PRIO_PROCESS = 0
 
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
@@ -100,8 +101,9 @@ def program(machine: str) -> list[Instruction]:
         (LOAD, 0, 0, argument(1)), (JUMP_EQ, 0, 1, 0), (RETURN, 0, 0, ALLOW), (RETURN, 0, 0, refuse),
     ])  # fmt: skip
     code += rule("ioctl 16 29", column, [
-        (LOAD, 0, 0, argument(1)), (JUMP_EQ, 1, 0, TIOCSTI), (JUMP_EQ, 0, 1, TIOCLINUX),
-        (RETURN, 0, 0, refuse), (RETURN, 0, 0, ALLOW),
+        (LOAD, 0, 0, argument(1)),
+        *(step for number in IOCTLS for step in ((JUMP_EQ, 0, 1, number), (RETURN, 0, 0, refuse))),
+        (RETURN, 0, 0, ALLOW),
     ])  # fmt: skip
     code += rule("clone 56 220", column, [
         (LOAD, 0, 0, argument(0)), (JUMP_SET, 0, 1, NEW_NAMESPACES), (RETURN, 0, 0, refuse),

@@ -3,7 +3,7 @@ and commands that were asked for, five devices.  The Landlock rules and the moun
 from it.
 
 Never site-packages as a whole (data sets with their answers are installed there), never /proc, and of /etc
-only what the dynamic loader and the clock read.
+only what the dynamic loader, the clock and OpenSSL read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ from dataclasses import dataclass, field
 from onebase.verifiers.sandbox_landlock import DEVICE, LIST, READ
 
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
-SMALL = ("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo", "/usr/lib/locale")
+SMALL = (
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/etc/ssl/openssl.cnf",
+    "/usr/share/zoneinfo",
+    "/usr/lib/locale",
+)
 PACKAGE_FOLDERS = ("site-packages", "dist-packages")
 LEFT_OUT = (*PACKAGE_FOLDERS, "test", "idlelib", "ensurepip", "turtledemo")
 

@@ -38,6 +38,7 @@ class Watch:
     debt: float = 0.0  # CPU seconds of processes that vanished, less those that were reported meanwhile
     reported: float = 0.0
     hidden: float = 0.0
+    uncounted: float | None = None  # CPU seconds of the cgroup that are not this run's
 
     def look(self, limits: dict[str, Any], reaped: float) -> tuple[str | None, float]:
         """The limit that is overrun, or None, and the pause until the next look.  `reaped`: CPU seconds that
@@ -70,7 +71,18 @@ class Watch:
         self.reported = reported
         if gone and self.debt > 0.03:
             self.hidden += (now - self.looked) * min(CORES, len(gone))
-        return reported + self.hidden + sum(process.cpu for process in processes.values())
+        cpu = reported + self.hidden + sum(process.cpu for process in processes.values())
+        if self.plan.cgroup is None or not self.plan.cgroup.cpu:
+            return cpu
+        total = self.plan.cgroup.cpu_seconds() - own_seconds(self.plan, self.zygote)
+        self.uncounted = total - cpu if self.uncounted is None else self.uncounted
+        return max(cpu, total - self.uncounted)
+
+
+def own_seconds(plan: Plan, pid: str) -> float:
+    """CPU seconds of the zygote itself, since it started."""
+    fields = text(plan, f"{pid}/stat").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS if len(fields) > 12 else 0.0
 
 
 def tree(plan: Plan, zygote: str) -> dict[int, Process]:

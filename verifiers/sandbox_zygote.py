@@ -47,12 +47,19 @@ def main(descriptor: int, folder: str) -> None:
     os.close(descriptor)
     for place in range(3, 16):  # these numbers are a run's: whatever is opened from here on lies above
         os.dup2(0, place, inheritable=False)
-    config = marshal.loads(ours.recv(MESSAGE))
+    config = marshal.loads(ours.recv(16 * MESSAGE))
     try:
         janitor = importlib.import_module("onebase.verifiers.sandbox_janitor")
-        janitor.main(ours, config, lambda plan: serve(plan, ours, config))
+        janitor.main(ours, config, lambda plan: serve_or_tell(plan, ours, config))
     except Exception as error:
         reply(ours, f"error the sandbox did not start: {error}\n{traceback.format_exc()}")
+
+
+def serve_or_tell(plan: Plan, ours: socket.socket, config: dict[str, Any]) -> None:
+    try:
+        serve(plan, ours, config)
+    except Exception:
+        reply(ours, f"broken the sandbox's warm process ended\n{traceback.format_exc()}")
 
 
 def serve(plan: Plan, ours: socket.socket, config: dict[str, Any]) -> None:
@@ -71,6 +78,7 @@ def serve(plan: Plan, ours: socket.socket, config: dict[str, Any]) -> None:
     poll = select.poll()
     poll.register(ours, select.POLLIN)
     poll.register(plan.janitor, select.POLLIN)
+    memory_mb = processes = 0
     owners: list[int | None] = []
     owners += plan.uids or [None]
     turns = itertools.cycle(owners)
@@ -93,6 +101,11 @@ def serve(plan: Plan, ours: socket.socket, config: dict[str, Any]) -> None:
         limits, names, entry = order["limits"], order["fds"], order["entry"]
         if entry is not None and entry not in entries:
             entries[entry] = sandbox_child.find(entry)
+        if plan.has("cgroup") and (memory_mb, processes) != (limits["memory_mb"], limits["processes"]):
+            memory_mb, processes = limits["memory_mb"], limits["processes"]
+            plan.janitor.send(marshal.dumps((memory_mb + limits["disk_mb"], processes)))
+            if not plan.janitor.recv(MESSAGE):
+                return
         if uid is not None:
             os.chown(plan.box, uid, -1)
         key = (uid, tuple(limits.values()), tuple(names), tuple(fds), entry is None)
@@ -158,6 +171,10 @@ def run(
         how = BY_SIGNAL.get(-code, "signal") if code < 0 else "exit"
         if ended.cpu > limits["cpu_seconds"]:
             how = "cpu"
+        elif code == -signal.SIGKILL and plan.has("cgroup"):
+            plan.janitor.send(marshal.dumps("starved"))
+            answer = plan.janitor.recv(MESSAGE)
+            how = "memory" if answer and marshal.loads(answer) else how
     seconds = time.monotonic() - started
     return f"{how} {abs(code)} {ended.cpu} {seconds} {ended.peak_mb} {ended.killed}", how == "gone"
 
