@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from onebase.verifiers.code_host import close_all
 from onebase.verifiers.code_tests import verify
 from onebase.verifiers.sandbox import Sandbox, SandboxError
 
@@ -207,19 +208,28 @@ def test_programs_with_nothing_expected(name):
 
 
 def test_nothing_is_left_over():
-    """After hostile runs: no process of a run, and the sandbox still judges right solutions."""
+    """After hostile runs a right solution is still paid, and when the sandboxes are closed no process is
+    left."""
+    for name in (
+        "child that outlives",
+        "thread that outlives",
+        "kills its parent",
+        "closes the channel in the call",
+    ):
+        attack(ATTACKS[name], tests=f"assert f(3) == {SECRET}")
     right = verify("```python\ndef f(x): return x\n```", "", tests="assert f(3) == 3")
     assert right.reward == 1.0
-    names = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/status") as status:
-                fields = dict(line.split(":", 1) for line in status if ":" in line)
-        except OSError:
-            continue
-        if int(fields["Uid"].split()[0]) >= 1 << 30 and fields["State"].strip()[0] != "Z":
-            names.append((pid, fields["Name"].strip()))
-    assert not names
+    assert descendants(os.getpid())
+    close_all()
+    assert not descendants(os.getpid())
+
+
+def descendants(pid):
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += [int(child), *descendants(int(child))]
+    return found
 
 
 def test_the_attacks_are_real():
