@@ -120,8 +120,8 @@ class WeightSync:
 
     def _fail(self, gap: float, tolerance: float, why: str) -> None:
         text = (
-            f"{self.furthest} does not hold the trainer's weights: mean |log-probability difference| {gap:.3g} "
-            f"on the probe, allowed {tolerance:.3g}; {why}"
+            f"{self.furthest} does not hold the trainer's weights: mean |log-probability difference| "
+            f"{gap:.3g} on the probe, allowed {tolerance:.3g}; {why}"
         )
         if not self.warn:
             raise SyncError(text)

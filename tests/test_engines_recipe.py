@@ -53,8 +53,8 @@ def rollouts(folder: Path, name: str, step: int) -> list[dict[str, Any]]:
 def test_ray_engines_in_step_are_the_trainers_own_and_ahead_keeps_its_bound(
     tmp_path: Path, base: Path
 ) -> None:
-    """Two actors: in step, the first batch is drawn from the same weights by the same seeds as in place; ahead,
-    every rollout says how old it is and none is older than allowed."""
+    """Two actors: in step, the first batch is drawn from the same weights by the same seeds as in place;
+    ahead, every rollout says how old it is and none is older than allowed."""
     for name, engines in (
         ("place", {}),
         ("step", {"name": "torch", "replicas": 2}),
