@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from onebase.errors import UserError
-from onebase.verifiers import code_task
+from onebase.verifiers import code_host, code_task
 from onebase.verifiers.code_host import close_all
 from onebase.verifiers.code_tests import verify
 from onebase.verifiers.pool import VerifierPool
@@ -540,6 +540,34 @@ def test_completions_without_code_score_0():
     ):
         verdict = verify(completion, "", tests="assert f(1) == 1")
         assert verdict.reward == 0.0 and verdict.reason, (completion, verdict)
+
+
+@pytest.mark.parametrize(
+    "tests", ["assert f(1) == 2", "y = f(1)\nassert y == 2", "def test_f():\n    assert f(1) == 2"]
+)
+def test_without_namespaces(tests, monkeypatch):
+    """As in a default container, where the kernel gives none."""
+    monkeypatch.setattr(code_host, "Sandbox", lambda *a, **k: Sandbox(*a, namespaces="off", **k))
+    code_host.close_all()
+    verdict = judge("def f(x): return x + 1", tests)
+    assert verdict.reward == 1.0 and not {"pid", "mount", "net"} & set(verdict.details["layers"]), verdict
+    refused("import os\ndef f(x): os._exit(0)", tests)
+    assert "did not work" in refused("import time\ndef f(x): time.sleep(60)", tests, idle_seconds=0.8)
+    code_host.close_all()
+
+
+def test_pytest_must_be_installed(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    is_error("def f(x): return x", "def test_f():\n    assert f(1) == 1", "pip install pytest")
+
+
+def test_large_values_travel():
+    accepted(
+        "def f(x): return x",
+        [{"args": [list(range(300_000))], "output": list(range(300_000))}],
+        entry_point="f",
+    )
+    accepted("def f(x):\n    x.reverse()", "x = list(range(100_000))\nf(x)\nassert x[0] == 99_999")
 
 
 # -- time ------------------------------------------------------------------------------------------------

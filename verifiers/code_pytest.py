@@ -67,7 +67,15 @@ def run(spec: dict[str, Any], reporter: Any) -> None:
         "doctest",
         "logging",
     )
-    arguments = [spec["file"], "--capture=no", "-c", os.devnull, "--rootdir=.", "--import-mode=importlib"]
+    arguments = [
+        spec["file"],
+        "--capture=no",
+        "-c",
+        os.devnull,
+        "--rootdir=.",
+        "--confcutdir=.",
+        "--import-mode=importlib",
+    ]
     for name in plugins:
         arguments += ["-p", f"no:{name}"]
     if spec["stop"]:

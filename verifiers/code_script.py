@@ -283,15 +283,9 @@ class Tester:
         return taken
 
     def send(self, kind: bytes, body: bytes) -> None:
-        view = memoryview(HEAD.pack(len(body), kind) + body)
-        while view:
-            try:
-                view = view[self.channel.send(view) :]
-            except BlockingIOError:
-                if self.run.wait_for(self.channel, 0.02) is not None:
-                    return
-            except OSError:
-                return
+        """Where that fails, `receive` will say so."""
+        patience = Patience(self.box, self.run, self.idle_seconds)
+        patience.send(self.channel, HEAD.pack(len(body), kind) + body)
 
     def end(self) -> Outcome:
         try:
