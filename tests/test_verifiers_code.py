@@ -283,6 +283,16 @@ def test_humaneval_form():
     assert verify("    return sorted(xs)\n", "", test=decode, entry_point="f", prefix=PROMPT).reward == 1.0
 
 
+def test_functions_that_are_called_as_built_in_ones():
+    for row in ({"entry_point": "sum"}, {}):
+        accepted("def sum(a, b): return a + b", "assert sum(1, 2) == 3", **row)
+        accepted("def sum(a, b): return a + b", "x = sum(1, 2)\nassert sum(x, 2) == 5", entry_point="sum")
+        refused("def total(a, b): return a + b", "assert sum([1, 2]) == 3", **row)
+        refused("pass", "y = [1, 2]\nassert sum(y) == 3", **row)
+    refused("def len(x): return 2\ndef f(x): return [x]", "assert len(f(1)) == 2")
+    accepted("def len(x): return 2\ndef f(x): return [x]", "assert len(f(1)) == 1")
+
+
 def test_mbpp_form():
     row = {
         "test_list": ["assert f([2, 1]) == [1, 2]", "assert f(data) == [4]"],
@@ -501,6 +511,7 @@ def test_tests_that_fail_by_themselves_are_errors():
     is_error(code, "f(1)", "asserts nothing")
     is_error(code, "import no_such_module\nassert f(1) == 1", "no_such_module")
     is_error(code, "import no_such_module\ndef test_f():\n    assert f(1) == 1", "no_such_module")
+    is_error(code, "from math import no_such_name\nassert f(1) == 1", "no_such_name")
     is_error(code, "1/0\nassert sorted(f(1)) == 1", "ZeroDivisionError")
     is_error(code, "while True: pass\nassert sorted(f(1)) == 1", "CPU", limits={"cpu_seconds": 0.3})
     is_error(code, "def test_f(:\n    pass", "compile")

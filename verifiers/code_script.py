@@ -88,6 +88,7 @@ class Relay:
             "names": self.script.names, "imported": self.script.imported, "mentioned": self.script.mentioned,
             "records": list(self.task.records), "module": self.settings.module, "file": FILE,
             "objects": self.settings.objects, "nonce": self.nonce, "stop": not self.settings.partial,
+            "shadowed": list(self.script.shadowed),
         }  # fmt: skip
         files = {FILE: self.script.source.encode()} if self.task.style == "pytest" else {}
         self.tester = Tester(outer, json.dumps(spec).encode(), files, self.settings, self.task.total)
