@@ -184,7 +184,7 @@ def set_attributes(path: str, attributes: int, clear: int = 0) -> None:
 
 
 def one_by_one(path: str, attributes: int, clear: int) -> None:
-    """The same for kernels before 5.12; a mount keeps the flags it has, which it may not be allowed to lose."""
+    """The same for kernels before 5.12.  A mount keeps the flags it has, which it may have to keep."""
     with open("/proc/self/mountinfo") as stream:
         mounts = [line.split()[4:6] for line in stream]
     for target, options in mounts:
