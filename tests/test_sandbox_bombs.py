@@ -151,6 +151,20 @@ time.sleep(60)
     assert outcome.how == "memory" and outcome.wall_seconds < 6, outcome
 
 
+def test_memory_that_processes_share_counts_once(sandbox: Sandbox) -> None:
+    """Pages that were written before a fork and only read after it."""
+    source = """
+import os, time
+x = bytearray(b'x') * (100 << 20)
+for _ in range(5):
+    if os.fork() == 0:
+        time.sleep(0.3); os._exit(x[5] != ord('x'))
+print([os.wait()[1] for _ in range(5)])
+"""
+    outcome = run(sandbox, source)
+    assert outcome.stdout == b"[0, 0, 0, 0, 0]\n", outcome
+
+
 def test_endless_output(sandbox: Sandbox) -> None:
     for source in (
         "while True: print('x' * 100_000)",

@@ -187,26 +187,46 @@ def test_root_without_the_right_to_make_namespaces_but_with_user_namespaces() ->
     assert {"uid", "pid", "mount"} <= set(answer["layers"])
 
 
+OLD_KERNEL = """
+import ctypes, errno, os
+from onebase.verifiers import sandbox_seccomp as s
+machine = os.uname().machine
+code = s.opening(machine) + [(s.JUMP_GE, 0, 1, 435), (s.RETURN, 0, 0, s.ERRNO | errno.ENOSYS)]
+s.install([*code, (s.RETURN, 0, 0, s.ALLOW)], ctypes.CDLL(None, use_errno=True))
+"""
+
+
+@pytest.mark.parametrize("wrapper", ["", NOBODY], ids=["root", "user"])
+def test_a_kernel_of_2019(wrapper: str) -> None:
+    """5.4: no Landlock, no mount_setattr, no close_range; a root of its own keeps the files."""
+    answer = restricted(OLD_KERNEL + wrapper, SOURCES, ("rlimits", "seccomp", "landlock|mount", "uid|pid"))
+    if "no_new_privs" in answer.get("error", ""):
+        pytest.skip(answer["error"])
+    held(answer)
+    assert "mount" in answer["layers"] and "kernel 5.13" in answer["missing"]["landlock"]
+
+
 def test_the_systems_interpreter() -> None:
     """Another layout of interpreter, libraries and packages."""
     path = shutil.which("python3", path="/usr/bin:/usr/local/bin")
     if path is None:
         pytest.skip("the system has no python3")
     code = """
+import os
 from onebase.verifiers.sandbox import Sandbox
 from onebase.verifiers.sandbox_script import ENTRY
 source = b'''
 import ssl, sqlite3, subprocess, sys
 print(subprocess.run([sys.executable, '-S', '-c', 'print(6*7)'], capture_output=True))
 '''
-for namespaces in ('off', 'auto'):
-    with Sandbox(demand=('rlimits', 'seccomp'), namespaces=namespaces) as s:
+for namespaces in ('off', 'auto')[os.geteuid() != 0 :]:
+    with Sandbox(demand=('rlimits', 'seccomp', 'uid|pid'), namespaces=namespaces) as s:
         print(s.start(ENTRY, source).wait().stdout)
 """
     done = subprocess.run([path, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
     if "SyntaxError" in done.stderr or "requires" in done.stderr:
         pytest.skip("the system's python3 is too old")
-    assert done.stdout.count("42") == 2, (done.stdout, done.stderr)
+    assert done.stdout.count("42") == (1 if os.geteuid() else 2), (done.stdout, done.stderr)
 
 
 HOST = """
@@ -219,8 +239,10 @@ if sys.argv[2] == 'sibling' and os.fork() == 0: time.sleep(100)
 run = s.start(ENTRY, b'''
 import os, time
 open('left', 'w')
-for _ in range(3):
-    if os.fork() == 0: os.setsid()
+try:
+    for _ in range(3):
+        if os.fork() == 0: os.setsid()
+except PermissionError: pass  # a run is one process, where it has neither a uid nor a pid namespace
 print('running', flush=True)
 time.sleep(100)
 ''')
@@ -240,7 +262,7 @@ def test_a_killed_caller_takes_everything_along(namespaces: str, sibling: str) -
     janitor = int(host.stdout.readline())
     time.sleep(0.5)
     before = everything(janitor)
-    assert len(before) >= 4, "janitor, zygote, and the run's processes"
+    assert len(before) >= 3, "janitor, zygote, and the run's processes"
     os.kill(host.pid, signal.SIGKILL)
     host.wait()
     deadline = time.monotonic() + 2.0
@@ -254,7 +276,9 @@ def test_a_killed_caller_takes_everything_along(namespaces: str, sibling: str) -
 
 def test_a_killed_zygote_takes_its_run_along() -> None:
     """Without a pid namespace nobody but the janitor is left to end what the zygote had started."""
-    host = subprocess.Popen([sys.executable, "-c", HOST, "off", "none"], stdout=subprocess.PIPE)
+    host = subprocess.Popen(
+        [sys.executable, "-c", HOST, "off", "none"], stdout=subprocess.PIPE, start_new_session=True
+    )
     assert host.stdout is not None
     janitor = int(host.stdout.readline())
     time.sleep(0.5)

@@ -22,13 +22,14 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from onebase.verifiers.sandbox_process import SandboxError, Zygote
 
-# What a run must have: where no uid of its own is to be had (an ordinary user), a pid namespace of its own.
-DEMAND = ("rlimits", "seccomp", "landlock", "uid|pid")
+# What a run must have.  Where there is no Landlock (kernels before 5.13), a root of its own will do; where
+# there is no uid of its own (an ordinary user), a pid namespace of its own.
+DEMAND = ("rlimits", "seccomp", "landlock|mount", "uid|pid")
 GRACE_SECONDS = 60.0  # past the wall limit, the warm process itself is taken for dead
 
 
@@ -47,8 +48,10 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not value > 0:
-                raise ValueError(f"sandbox limit {name}={value!r}: must be above 0")
+            whole = name not in ("cpu_seconds", "wall_seconds")
+            if not value > 0 or whole and not isinstance(value, int):
+                kind = "a whole number" if whole else "a number"
+                raise ValueError(f"sandbox limit {name}={value!r}: must be {kind} above 0")
 
 
 @dataclass(slots=True)
@@ -195,6 +198,7 @@ class Run:
         self._sizes: dict[int, int] = {}
         self._flooded = False
         self.outcome: Outcome | None = None
+        self._lost = ""  # why there will be no outcome
         ours, theirs = [], [memfd(job)]
         try:
             for _ in ("stdout", "stderr"):
@@ -229,13 +233,13 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._open is not None and self.outcome is None:
+        if self.outcome is None and not self._lost:
             self.kill()
             self.wait()
 
     def kill(self) -> None:
         """End the run now; its Outcome says "killed"."""
-        if self.outcome is None:
+        if self.outcome is None and not self._lost:
             try:
                 self._zygote.send({"kill": "killed"}, [])
             except SandboxError:
@@ -260,11 +264,12 @@ class Run:
 
     def _pump(self, channel: socket.socket | None, end: float | None = None) -> bool:
         """One round of reading; True when the channel has something to read."""
+        if self._lost:
+            raise SandboxError(self._lost)
         poll = select.poll()
         line = self._zygote.socket.fileno()
         if line < 0:
-            self._close()
-            raise SandboxError("the sandbox was closed while it ran")
+            raise self._lose(SandboxError("the sandbox was closed while it ran"))
         poll.register(line, select.POLLIN)
         for fd in self._open:
             poll.register(fd, select.POLLIN)
@@ -280,9 +285,8 @@ class Run:
                 self._read(fd)
             if line in ready:
                 self._finish(self._zygote.receive())
-        except SandboxError:
-            self._close()
-            raise
+        except SandboxError as error:
+            raise self._lose(error) from None
         return channel is not None and channel.fileno() in ready
 
     def _read(self, fd: int) -> bool:
@@ -318,6 +322,11 @@ class Run:
             how, int(code), stdout, stderr, cpu, wall, round(memory, 1), layers, int(outlived)
         )
 
+    def _lose(self, error: SandboxError) -> SandboxError:
+        self._lost = str(error)
+        self._close()
+        return error
+
     def _close(self) -> None:
         for fd in (self._out, self._err):
             os.close(fd)
@@ -351,6 +360,3 @@ def pipe(size: int) -> tuple[int, int]:
         except OSError:
             pass  # over the user's share: reading goes on in wait()
     return reader, writer
-
-
-__all__ = ["DEMAND", "Limits", "Outcome", "Run", "Sandbox", "SandboxError", "replace"]

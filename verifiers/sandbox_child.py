@@ -20,13 +20,19 @@ from typing import Any, NoReturn
 from onebase.verifiers.sandbox_layers import Plan, drop_capabilities, rlimits, stay_alone
 from onebase.verifiers.sandbox_view import which
 
+# As a fresh interpreter has them; the zygote ignores these.
+SIGNALS = (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGTERM, int(signal.SIG_DFL)),
+    (signal.SIGHUP, int(signal.SIG_DFL)),
+)
+set_handler = sys.modules["_signal"].signal  # without the conversions to enums and back of signal.signal
 CHANNEL, JOB, COMPLAIN, FIRST_FREE = 3, 4, 5, 6
 FIRST_KEPT = 100  # folders held open for imports, see sandbox_imports.Descriptors
-LAST = 1 << 20
+LAST = 1 << 12  # no descriptor of the zygote's is above; old kernels close them one by one
 Step = tuple[Callable[..., Any], tuple[Any, ...]]
-after_fork: list[
-    dict[str, Any]
-] = []  # what warm modules want done after a fork; see sandbox_janitor.import_warm
+after_fork: list[dict[str, Any]] = []  # what warm modules want done after a fork: see import_warm
+leave = os._exit
 
 
 def steps(
@@ -35,6 +41,7 @@ def steps(
     """Everything between the fork and the job, as calls of built-in functions prepared beforehand.  The order
     matters: descriptors and the folder while they can be reached, then limits, then the uid."""
     made: list[Step] = [(os.setsid, ())]
+    made += [(set_handler, pair) for pair in SIGNALS]
     made += [
         (os.dup2, (fds["stdout"], 1)),
         (os.dup2, (fds["stderr"], 2)),
@@ -68,7 +75,9 @@ def main(made: list[Step], function: Any, size: int, names: list[str]) -> NoRetu
             os.register_at_fork(**calls)
     except BaseException as error:
         complain(f"a run could not be isolated or started: {type(error).__name__}: {error}")
-    os._exit(call_entry(function, payload, CHANNEL if "channel" in names else None))
+    status = call_entry(function, payload, CHANNEL if "channel" in names else None)
+    while True:  # whatever the code has put in its place, there is no way back into the zygote's program
+        leave(status)
 
 
 def call_entry(function: Any, payload: bytes, channel: int | None) -> int:
@@ -95,16 +104,18 @@ def warm_up() -> None:
     and fills its caches where it first runs, and that should not be in every child."""
     from onebase.verifiers import sandbox_script
 
+    path, argv, main_module = sys.path[:], sys.argv[:], sys.modules["__main__"]
     job = marshal.dumps((None, {}, SAMPLE))
     for _ in range(20):
         for call, arguments in [(os.getpid, ())]:
             call(*arguments)
-        argv, files, payload = marshal.loads(job)
+        payload = marshal.loads(job)[2]
         call_entry(sandbox_script.main, payload, None)
         try:
             raise SystemExit(0)
         except SystemExit as leaving:
             exit_status(leaving.code)
+    sys.path[:], sys.argv[:], sys.modules["__main__"] = path, argv, main_module
 
 
 SAMPLE = b"""
@@ -162,7 +173,7 @@ def execute(argv: list[str]) -> NoReturn:
     program = argv[0] if "/" in argv[0] else which(argv[0])
     if program is None:
         raise FileNotFoundError(f"there is no command {argv[0]!r} here; a sandbox takes more with use=")
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     try:
         os.execv(program, argv)

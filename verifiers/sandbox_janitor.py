@@ -42,6 +42,8 @@ ATTEMPTS = (("pid", "mount", "net", "ipc", "uts"), ("user", "pid", "mount", "net
 def main(ours: socket.socket, config: dict[str, Any], serve: Serve) -> None:
     """Returns when the sandbox is over.  Exceptions before that are the caller's to hear of."""
     caller = os.pidfd_open(config["caller"])
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # both processes end with their caller and not otherwise
     prctl(PR_SET_CHILD_SUBREAPER, 1)  # should the zygote be killed, its run falls to this process
     import_warm()
     packages = Packages(config["packages"], config["search"])
@@ -64,7 +66,7 @@ def main(ours: socket.socket, config: dict[str, Any], serve: Serve) -> None:
         pid = start(plan, shown, config, become_zygote)
         ours.close()
         theirs.close()
-        attend(plan, pid, caller, line)
+        Janitor(plan, pid, line).attend(caller)
     finally:
         remove(os.path.dirname(plan.box))
         os.close(lock)
@@ -222,49 +224,68 @@ def counted(plan: Plan, zygote: int) -> str:
     return ""
 
 
-def attend(plan: Plan, zygote: int, caller: int, line: socket.socket) -> None:
-    """Answer the zygote until it has ended.  When the caller is gone the zygote is told, and given a
-    second."""
-    child = os.pidfd_open(zygote)
-    poll = select.poll()
-    for fd in (child, caller, line.fileno()):
-        poll.register(fd, select.POLLIN)
-    watch, box, patience, kills = Watch(plan, str(zygote), 0.0), -1, None, 0
-    try:
-        while True:
-            ready = [fd for fd, _ in poll.poll(patience)]
-            if child in ready or not ready:
-                return
-            if line.fileno() in ready:
-                data, fds, _, _ = socket.recv_fds(line, 1 << 16, 1)
-                request = marshal.loads(data) if data else None
-                if request is None:
-                    poll.unregister(line)
-                elif isinstance(request, list):
-                    plan.layers, box = request, fds[0]
-                    line.send(marshal.dumps(counted(plan, zygote)))
-                elif request == "wipe":
-                    sandbox_box.wipe(box)
-                    line.send(b"done")
-                elif request == "starved":
-                    before, kills = kills, plan.cgroup.kills() if plan.cgroup else 0
-                    line.send(marshal.dumps(kills > before))
-                elif len(request) == 2:
-                    assert plan.cgroup is not None
-                    plan.cgroup.limit(*request)
-                    line.send(b"done")
-                else:
-                    started, limits, cpu = request
-                    watch = watch if watch.started == started else Watch(plan, str(zygote), started)
-                    line.send(marshal.dumps(watch.look(limits, cpu)))
-            if caller in ready:
-                poll.unregister(caller)
-                line.shutdown(socket.SHUT_RDWR)
-                patience = 1000
-    finally:
-        signal.pidfd_send_signal(child, signal.SIGKILL)
-        os.waitpid(zygote, 0)
-        ended = Ended()
-        reap_all(plan, plan.uids, 0, ended, kill=True)  # had the zygote been killed, its run came to us
-        if plan.cgroup is not None:
-            plan.cgroup.remove()
+class Janitor:
+    """The zygote's helper outside, until it has ended."""
+
+    def __init__(self, plan: Plan, zygote: int, line: socket.socket) -> None:
+        self.plan, self.zygote, self.line = plan, zygote, line
+        self.watch = Watch(plan, str(zygote), 0.0)
+        self.box = -1  # a descriptor of the runs' folder, which may lie in another mount namespace
+        self.kills = 0
+
+    def attend(self, caller: int) -> None:
+        """Answer the zygote.  When the caller is gone it is told so, and given a second."""
+        child = os.pidfd_open(self.zygote)
+        poll = select.poll()
+        for fd in (child, caller, self.line.fileno()):
+            poll.register(fd, select.POLLIN)
+        patience = None
+        try:
+            while True:
+                ready = [fd for fd, _ in poll.poll(patience)]
+                if child in ready or not ready:
+                    return
+                if self.line.fileno() in ready and not self.answer():
+                    poll.unregister(self.line)
+                if caller in ready:
+                    poll.unregister(caller)
+                    self.line.shutdown(socket.SHUT_RDWR)
+                    patience = 1000
+        finally:
+            signal.pidfd_send_signal(child, signal.SIGKILL)
+            os.waitpid(self.zygote, 0)
+            # Had the zygote been killed, its run has come to this process.
+            reap_all(self.plan, self.plan.uids, 0, Ended(), kill=True)
+            if self.plan.cgroup is not None:
+                self.plan.cgroup.remove()
+
+    def answer(self) -> bool:
+        """One question of the zygote's; False when there will be no more."""
+        data, fds, _, _ = socket.recv_fds(self.line, 1 << 16, 1)
+        if not data:
+            return False
+        question = marshal.loads(data)
+        answer: Any = True
+        if isinstance(question, list):  # its layers, and its folder
+            self.plan.layers, self.box = question, fds[0]
+            self.plan.uids = self.plan.uids if self.plan.has("uid") else []
+            answer = counted(self.plan, self.zygote)
+        elif question == "wipe":
+            sandbox_box.wipe(self.box)
+        elif question == "starved":
+            before, self.kills = self.kills, self.all_kills()
+            answer = self.kills > before
+        elif len(question) == 2:
+            assert self.plan.cgroup is not None
+            self.plan.cgroup.limit(*question)
+        else:
+            started, limits, cpu = question
+            if self.watch.started != started:
+                self.kills = self.all_kills()
+                self.watch = Watch(self.plan, str(self.zygote), started, self.kills)
+            answer = self.watch.look(limits, cpu)
+        self.line.send(marshal.dumps(answer))
+        return True
+
+    def all_kills(self) -> int:
+        return self.plan.cgroup.kills() if self.plan.cgroup is not None else 0

@@ -99,10 +99,10 @@ def rlimits(limits: dict[str, Any], command: bool, plan: Plan) -> list[tuple[int
 CONSTANT_RLIMITS = (
     (resource.RLIMIT_CORE, 1),
     (resource.RLIMIT_MEMLOCK, 64 << 10),
-    (getattr(resource, "RLIMIT_MSGQUEUE", -1), 0),
-    (getattr(resource, "RLIMIT_SIGPENDING", -1), 256),
-    (getattr(resource, "RLIMIT_NICE", -1), 0),
-    (getattr(resource, "RLIMIT_RTPRIO", -1), 0),
+    (resource.RLIMIT_MSGQUEUE, 0),
+    (resource.RLIMIT_SIGPENDING, 256),
+    (resource.RLIMIT_NICE, 0),
+    (resource.RLIMIT_RTPRIO, 0),
 )
 
 

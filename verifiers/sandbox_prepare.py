@@ -7,6 +7,7 @@ import os
 import resource
 import socket
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -31,6 +32,7 @@ Serve = Callable[[Plan], None]
 
 
 def zygote(plan: Plan, shown: View, packages: Packages, config: dict[str, Any], serve: Serve) -> NoReturn:
+    """All that the zygote's process does; it does not come back."""
     status = 1
     try:
         pages = text(plan, "self/statm").split()
@@ -51,6 +53,8 @@ def zygote(plan: Plan, shown: View, packages: Packages, config: dict[str, Any], 
             plan.layers.append("cgroup")
         serve(plan)
         status = 0
+    except Exception:
+        traceback.print_exc()  # the caller reads it where a sandbox does not start
     finally:
         os._exit(status)
 

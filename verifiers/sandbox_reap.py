@@ -6,7 +6,7 @@ import os
 import signal
 import time
 
-from onebase.verifiers.sandbox_layers import Plan
+from onebase.verifiers.sandbox_layers import Plan, children
 
 
 class Ended:
@@ -62,10 +62,11 @@ def kill_all(plan: Plan, uids: list[int], alone: list[int]) -> None:
 
 def reap_all(plan: Plan, uids: list[int], first: int, ended: Ended, kill: bool) -> None:
     """Wait until there are no children: then nothing of the run is left.  Those that the first process left
-    behind are killed; all are, if `kill`."""
+    behind are killed; all are, if `kill`.  `first` is 0 in the janitor, which did not start the run."""
     while (pid := ended.reap(first, os.WNOHANG)) >= 0:
         if pid == 0 and (kill or ended.status is not None):
-            kill_all(plan, uids, [first] if ended.status is None else [])
+            alone = children(plan, "self") if first == 0 else [first] if ended.status is None else []
+            kill_all(plan, uids, alone)
             again = time.monotonic() + 0.1
             while (pid := ended.reap(first, os.WNOHANG)) >= 0 and time.monotonic() < again:
                 if pid == 0:

@@ -17,6 +17,7 @@ from onebase.verifiers.sandbox_layers import Plan, children, number_after, text
 
 TICKS = os.sysconf("SC_CLK_TCK")
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+ROUNDING = 0.05  # CPU seconds by which a difference of two clocks of different grain may be wrong
 SHORTEST, LONGEST = 0.002, 0.05  # pauses between looks
 
 
@@ -33,6 +34,7 @@ class Watch:
     plan: Plan
     zygote: str  # its pid in the /proc at hand
     started: float
+    kills: int = 0  # for want of memory in the cgroup, before these looks
     looked: float = 0.0
     seen: dict[int, Process] = field(default_factory=dict)
     debt: float = 0.0  # CPU seconds of processes that vanished, less those that were reported meanwhile
@@ -51,7 +53,7 @@ class Watch:
         over = None
         if left <= 0:
             over = "cpu"
-        elif memory_mb(self.plan, self.zygote, list(processes)) > limits["memory_mb"]:
+        elif self.starved(limits["memory_mb"], list(processes)):
             over = "memory"
         elif not self.plan.has("mount") and sandbox_box.over(self.plan, limits["disk_mb"], list(processes)):
             over = "disk"
@@ -59,6 +61,13 @@ class Watch:
             over = "wall"
         effort = 5 * (time.monotonic() - now)  # many files or processes are not to buy our time either
         return over, max(SHORTEST, effort, min(LONGEST, left / CORES, wall))
+
+    def starved(self, limit_mb: int, processes: list[int]) -> bool:
+        """Whether the run has too much memory: the kernel has killed one of its processes for it, or, where
+        the kernel does not count, the sum is too high."""
+        if self.plan.cgroup is not None:
+            return self.plan.cgroup.kills() > self.kills
+        return memory_mb(self.plan, self.zygote, processes, limit_mb) > limit_mb
 
     def cpu(self, processes: dict[int, Process], reaped: float, now: float) -> float:
         """CPU seconds of the run so far.  A process that ignores SIGCHLD has its children's time thrown away
@@ -76,7 +85,7 @@ class Watch:
             return cpu
         total = self.plan.cgroup.cpu_seconds() - own_seconds(self.plan, self.zygote)
         self.uncounted = total - cpu if self.uncounted is None else self.uncounted
-        return max(cpu, total - self.uncounted)
+        return max(cpu, total - self.uncounted - ROUNDING)
 
 
 def own_seconds(plan: Plan, pid: str) -> float:
@@ -101,12 +110,18 @@ def tree(plan: Plan, zygote: str) -> dict[int, Process]:
     return found
 
 
-def memory_mb(plan: Plan, zygote: str, processes: list[int]) -> float:
-    """What the processes have of their own, beyond what each shares with the zygote.  A page that several of
-    them map counts for each."""
+def memory_mb(plan: Plan, zygote: str, processes: list[int], limit_mb: int) -> float:
+    """What the processes have of their own, beyond what each shares with the zygote.  In the quick sum a page
+    counts for each that maps it; where that is over the limit, the kernel's proportional sum is asked, if it
+    may be."""
     base = number_after(text(plan, f"{zygote}/status"), "RssAnon:")
     total = 0
     for pid in processes:
         status = text(plan, f"{pid}/status")
         total += max(0, number_after(status, "RssAnon:") - base) + number_after(status, "RssShmem:")
+    if total / 1024 > limit_mb and len(processes) > 1:
+        shares = {pid: text(plan, f"{pid}/smaps_rollup") for pid in processes}
+        # An empty text is of a process that has ended, or of one that may not be looked into.
+        if not any("RssAnon:" in text(plan, f"{pid}/status") for pid in processes if not shares[pid]):
+            total = sum(number_after(s, "Pss_Anon:") + number_after(s, "Pss_Shmem:") for s in shares.values())
     return total / 1024

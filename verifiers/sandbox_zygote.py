@@ -30,7 +30,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onebase.verifiers import sandbox_child
     from onebase.verifiers.sandbox_layers import Plan
+    from onebase.verifiers.sandbox_reap import Ended
 
 MESSAGE = 1 << 16
 ROOM_FOR_FDS = socket.CMSG_SPACE(8 * 4)
@@ -56,134 +58,153 @@ def main(descriptor: int, folder: str) -> None:
 
 
 def serve_or_tell(plan: Plan, ours: socket.socket, config: dict[str, Any]) -> None:
-    try:
-        serve(plan, ours, config)
-    except Exception:
-        reply(ours, f"broken the sandbox's warm process ended\n{traceback.format_exc()}")
-
-
-def serve(plan: Plan, ours: socket.socket, config: dict[str, Any]) -> None:
-    """Take runs until the caller is gone."""
-    from onebase.verifiers import sandbox_box, sandbox_child
-
+    """What becomes of the zygote's process once its layers are on."""
     lacking = [wish for wish in config["demand"] if not any(map(plan.has, wish.split("|")))]
     if lacking:
         reply(ours, f"error {refusal(lacking, plan)}")
         return
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # it ends with its caller and not otherwise
-    os.umask(0o022)
-    os.environ.update(HOME=plan.box, TMPDIR=plan.box)
-    os.dup2(plan.complaints[1], sandbox_child.COMPLAIN, inheritable=False)
-    poll = select.poll()
-    poll.register(ours, select.POLLIN)
-    poll.register(plan.janitor, select.POLLIN)
-    memory_mb = processes = 0
-    owners: list[int | None] = []
-    owners += plan.uids or [None]
-    turns = itertools.cycle(owners)
-    entries: dict[str, Any] = {}
-    known: dict[tuple[Any, ...], list[sandbox_child.Step]] = {}
-    sandbox_child.warm_up()
-    gc.collect()
-    gc.disable()
-    gc.freeze()  # a collection in a child would touch, and so copy, every page of the heap
-    reply(ours, repr({"layers": plan.layers, "missing": plan.missing, "notes": plan.notes}))
-    while True:
-        if all(fd != ours.fileno() for fd, _ in poll.poll()):
-            return  # the janitor is gone, or told that the caller is
-        order, fds = receive(ours)
-        if order is None:
-            return
-        if "limits" not in order:
-            continue  # an order to end a run that had ended already
-        uid = next(turns)
-        limits, names, entry = order["limits"], order["fds"], order["entry"]
-        if entry is not None and entry not in entries:
-            entries[entry] = sandbox_child.find(entry)
-        if plan.has("cgroup") and (memory_mb, processes) != (limits["memory_mb"], limits["processes"]):
-            memory_mb, processes = limits["memory_mb"], limits["processes"]
-            plan.janitor.send(marshal.dumps((memory_mb + limits["disk_mb"], processes)))
-            if not plan.janitor.recv(MESSAGE):
+    try:
+        Zygote(plan, ours).serve()
+    except Exception:
+        reply(ours, f"broken the sandbox's warm process ended\n{traceback.format_exc()}")
+
+
+class Zygote:
+    """One run after the other, until the caller is gone."""
+
+    __slots__ = ("plan", "ours", "poll", "owners", "turns", "entries", "steps", "counted")
+
+    def __init__(self, plan: Plan, ours: socket.socket) -> None:
+        from onebase.verifiers import sandbox_child
+
+        self.plan, self.ours = plan, ours
+        os.umask(0o022)
+        os.environ.update(HOME=plan.box, TMPDIR=plan.box)
+        os.dup2(plan.complaints[1], sandbox_child.COMPLAIN, inheritable=False)
+        self.poll = select.poll()
+        self.poll.register(ours, select.POLLIN)
+        self.poll.register(plan.janitor, select.POLLIN)
+        self.owners: list[int | None] = []
+        self.owners += plan.uids or [None]
+        self.turns = itertools.cycle(self.owners)
+        self.entries: dict[str, Any] = {}  # name: function, or why there is none
+        self.steps: dict[tuple[Any, ...], list[sandbox_child.Step]] = {}  # by the shape of a job
+        self.counted = (0, 0)  # memory and processes that the cgroup allows now
+        sandbox_child.warm_up()
+        gc.collect()
+        gc.disable()
+        gc.freeze()  # a collection in a child would touch, and so copy, every page of the heap
+
+    def serve(self) -> None:
+        plan, ours = self.plan, self.ours
+        reply(ours, repr({"layers": plan.layers, "missing": plan.missing, "notes": plan.notes}))
+        while True:
+            if all(fd != ours.fileno() for fd, _ in self.poll.poll()):
+                return  # the janitor is gone, or has told that the caller is
+            order, fds = receive(ours)
+            if order is None:
                 return
-        if uid is not None:
-            os.chown(plan.box, uid, -1)
-        key = (uid, tuple(limits.values()), tuple(names), tuple(fds), entry is None)
-        if key not in known:
-            known.clear()  # one shape of job is the rule; never many
-            shape = dict(zip(names, fds, strict=True))
-            for each in owners:
-                each_key = (each, *key[1:])
-                known[each_key] = sandbox_child.steps(plan, each, limits, shape, entry is None)
-        code = 0 if entry is None else entries[entry]
-        gone = False
-        if isinstance(code, str):
-            answer = f"error {code}"
+            if "limits" not in order:
+                continue  # an order to end a run that had ended already
+            answer = self.take(order, fds)
+            if answer is None:
+                return
+            reply(ours, plan.complaint() or answer)
+
+    def take(self, order: dict[str, Any], fds: list[int]) -> str | None:
+        """A run from order to answer; None when the caller is gone."""
+        from onebase.verifiers import sandbox_box, sandbox_child
+
+        entry = order["entry"]
+        if entry is not None and entry not in self.entries:
+            self.entries[entry] = sandbox_child.find(entry)
+        function = None if entry is None else self.entries[entry]
+        if isinstance(function, str):
             for fd in fds:
                 os.close(fd)
-        else:
-            job = (known[key], code, order["size"], names)
-            answer, gone = run(plan, limits, [] if uid is None else [uid], fds, poll, ours, job)
-            sandbox_box.empty(plan)
-        if gone:
-            return
-        reply(ours, plan.complaint() or answer)
+            return f"error {function}"
+        limits, names, uid = order["limits"], order["fds"], next(self.turns)
+        if self.plan.has("cgroup") and (limits["memory_mb"], limits["processes"]) != self.counted:
+            self.counted = limits["memory_mb"], limits["processes"]
+            if self.ask((limits["memory_mb"] + limits["disk_mb"], limits["processes"])) is None:
+                return None
+        if uid is not None:
+            os.chown(self.plan.box, uid, -1)
+        key = (uid, *limits.values(), *names, *fds, entry is None)
+        if key not in self.steps:
+            self.prepare(limits, names, fds, entry is None)
+        job = (self.steps[key], function, order["size"], names)
+        answer = self.run(limits, [] if uid is None else [uid], fds, job)
+        sandbox_box.empty(self.plan)
+        return answer
 
+    def prepare(self, limits: dict[str, Any], names: list[str], fds: list[int], command: bool) -> None:
+        """The steps of such a run, for every uid that may have its turn.  Only of the last shape: a caller's
+        runs are alike, and descriptors have the same numbers each time."""
+        from onebase.verifiers import sandbox_child
 
-def run(
-    plan: Plan,
-    limits: dict[str, Any],
-    uids: list[int],
-    fds: list[int],
-    poll: Any,
-    ours: socket.socket,
-    job: Any,
-) -> tuple[str, bool]:
-    """One run from fork to the last of its processes; True with it when the caller is gone."""
-    from onebase.verifiers import sandbox_child
-    from onebase.verifiers.sandbox_reap import Ended, reap_all
+        self.steps.clear()
+        shape = dict(zip(names, fds, strict=True))
+        for uid in self.owners:
+            key = (uid, *limits.values(), *names, *fds, command)
+            self.steps[key] = sandbox_child.steps(self.plan, uid, limits, shape, command)
 
-    started = time.monotonic()
-    pid = os.fork()
-    if pid == 0:
-        sandbox_child.main(*job)
-    for fd in fds:
-        os.close(fd)
-    child = os.pidfd_open(pid)
-    poll.register(child, select.POLLIN)
-    how, pause, ended = None, min(FIRST_LOOK, limits["wall_seconds"]), Ended()
-    while how is None:
-        ready = poll.poll(pause * 1000)
-        if not ready:
-            while ended.reap(pid, os.WNOHANG) > 0:
-                pass  # zombies count as processes of the run
-            how, pause = ask(plan, started, limits, ended.cpu)
-        elif any(fd == child for fd, _ in ready):
-            break
-        else:
-            order = receive(ours)[0] if any(fd == ours.fileno() for fd, _ in ready) else None
-            how = "gone" if order is None else order["kill"]
-    poll.unregister(child)
-    os.close(child)
-    reap_all(plan, uids, pid, ended, kill=how is not None)
-    code = os.waitstatus_to_exitcode(ended.status or 0)
-    if how is None:
-        how = BY_SIGNAL.get(-code, "signal") if code < 0 else "exit"
-        if ended.cpu > limits["cpu_seconds"]:
-            how = "cpu"
-        elif code == -signal.SIGKILL and plan.has("cgroup"):
-            plan.janitor.send(marshal.dumps("starved"))
-            answer = plan.janitor.recv(MESSAGE)
-            how = "memory" if answer and marshal.loads(answer) else how
-    seconds = time.monotonic() - started
-    return f"{how} {abs(code)} {ended.cpu} {seconds} {ended.peak_mb} {ended.killed}", how == "gone"
+    def run(self, limits: dict[str, Any], uids: list[int], fds: list[int], job: Any) -> str | None:
+        """From the fork to the last of the run's processes; None when the caller is gone."""
+        from onebase.verifiers import sandbox_child
+        from onebase.verifiers.sandbox_reap import Ended, reap_all
 
+        started = time.monotonic()
+        pid = os.fork()
+        if pid == 0:
+            sandbox_child.main(*job)
+        for fd in fds:
+            os.close(fd)
+        ended = Ended()
+        how = self.wait(pid, started, limits, ended)
+        reap_all(self.plan, uids, pid, ended, kill=how is not None)
+        if how == "gone":
+            return None
+        code = os.waitstatus_to_exitcode(ended.status or 0)
+        if how is None:
+            how = BY_SIGNAL.get(-code, "signal") if code < 0 else "exit"
+            if ended.cpu > limits["cpu_seconds"]:
+                how = "cpu"
+            elif code == -signal.SIGKILL and self.plan.has("cgroup") and self.ask("starved"):
+                how = "memory"
+        seconds = time.monotonic() - started
+        return f"{how} {abs(code)} {ended.cpu} {seconds} {ended.peak_mb} {ended.killed}"
 
-def ask(plan: Plan, started: float, limits: dict[str, Any], cpu: float) -> tuple[str | None, float]:
-    """The janitor's opinion of a run: the limit that is overrun or None, and when to ask again."""
-    plan.janitor.send(marshal.dumps((started, limits, cpu)))
-    answer = plan.janitor.recv(MESSAGE)
-    return marshal.loads(answer) if answer else ("gone", 0.0)
+    def wait(self, pid: int, started: float, limits: dict[str, Any], ended: Ended) -> str | None:
+        """Until the first process has ended (None), or there is a reason to end the run."""
+        child = os.pidfd_open(pid)
+        self.poll.register(child, select.POLLIN)
+        pause = min(FIRST_LOOK, limits["wall_seconds"])
+        try:
+            while True:
+                ready = self.poll.poll(pause * 1000)
+                if not ready:
+                    while ended.reap(pid, os.WNOHANG) > 0:
+                        pass  # zombies count as processes of the run
+                    how, pause = self.ask((started, limits, ended.cpu)) or ("gone", 0.0)
+                    if how is not None:
+                        return how
+                elif any(fd == child for fd, _ in ready):
+                    return None
+                else:
+                    ordered = any(fd == self.ours.fileno() for fd, _ in ready)
+                    order = receive(self.ours)[0] if ordered else None
+                    return "gone" if order is None else order["kill"]
+        finally:
+            self.poll.unregister(child)
+            os.close(child)
+
+    def ask(self, question: Any) -> Any:
+        """The janitor's answer; None when it is gone.  Questions: its opinion of a run (the limit that is
+        overrun or None, and when to ask again), other limits for the cgroup, whether that has killed."""
+        self.plan.janitor.send(marshal.dumps(question))
+        answer = self.plan.janitor.recv(MESSAGE)
+        return marshal.loads(answer) if answer else None
 
 
 def receive(ours: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
