@@ -160,6 +160,49 @@ class Loss(Section):
     kl_estimator: Literal["k1", "k2", "k3"] = "k2"
 
 
+class Engines(Section):
+    """Who generates the rollouts."""
+
+    name: Literal["auto", "torch", "vllm"] = "auto"
+    """torch: the trainer's own weights in place, no copy and no sync (with replicas: copies of them); vllm;
+    auto: torch below a billion parameters or where vLLM is not installed."""
+    replicas: int = Field(0, ge=0)
+    """Engines as Ray actors; 0: one engine in the trainer's process."""
+    staleness: int = Field(0, ge=0)
+    """Most weight versions that a rollout may be behind the trainer: engines generate so many steps ahead.
+    Needs replicas."""
+    mismatch: Literal["stop", "warn"] = "stop"
+    """What to do where an engine turns out not to hold the trainer's weights."""
+
+    @model_validator(mode="after")
+    def _ahead_needs_engines(self) -> Engines:
+        if self.staleness and not self.replicas:
+            raise ValueError("staleness: engines in the trainer's process cannot work ahead; set replicas: 1")
+        return self
+
+
+class Correction(Section):
+    """Correction for an engine that is not the trainer (formulas in grpo/correction.py)."""
+
+    method: Literal["none", "truncate", "mask"] = "none"
+    """none: the loss's ratio is taken against the engine's own log-probabilities; truncate: the weight is at
+    most `high` (TIS); mask: outside [low, high] it is 0 (IcePop at token level)."""
+    level: Literal["token", "sequence", "geometric"] = "token"
+    """Ratio of a token, of the sequence (product), or the product's T-th root."""
+    low: float = Field(0.5, ge=0)
+    high: float = Field(2.0, gt=0)
+    stale_negatives: float | None = None
+    """Leave out sequences with a negative advantage whose mean log-ratio engine/trainer is above this."""
+    replay_routes: bool = False
+    """Train with the experts that the engine chose (R3, arXiv 2510.11370)."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Correction:
+        if self.low > self.high:
+            raise ValueError(f"low={self.low} is above high={self.high}")
+        return self
+
+
 class StageBase(Section):
     init: str | None = None
     """Checkpoint to start from: a stage, a folder or a hub id; null for a new model."""
@@ -230,10 +273,15 @@ class Grpo(StageBase):
     max_prompt: int = Field(128, gt=0)
     """Longest prompt in tokens; longer ones are passed over."""
     sampling: Sampling = Sampling()
+    engines: Engines = Engines()
     rewards: list[Term] = Field(min_length=1)
     bad_gold: Literal["refuse", "drop"] = "refuse"
     """What to do, before a model is loaded, with rows whose own answer a verifier cannot understand."""
+    refill: int = Field(0, ge=0)
+    """Dynamic sampling (DAPO): how often groups without signal are replaced by other prompts' groups before
+    the step is trained."""
     loss: Loss = Loss()
+    correction: Correction = Correction()
     optim: Optim = Optim(lr=1e-6, weight_decay=0.0)
     evaluate: list[Source] = []
     """Problems of the held-out greedy accuracy."""

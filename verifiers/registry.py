@@ -15,7 +15,7 @@ import inspect
 import linecache
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -94,6 +94,14 @@ def load_gold(name: str, source: Source | None = None) -> Verifier | None:
         return Verdict(1.0, "understood") if problem is None else failed(f"gold: {problem}")
 
     return gold
+
+
+def load_batch(name: str) -> Callable[[Sequence[dict[str, Any]]], list[Verdict]] | None:
+    """A built-in's `verify_batch(rows)`, which judges in this process and bounds its own work: it asks a
+    server many questions at a time, or runs a model on a batch."""
+    if name not in _builtin_names():
+        return None
+    return getattr(module_of(load(name)), "verify_batch", None)
 
 
 def limits(name: str) -> Limits:
