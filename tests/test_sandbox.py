@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -162,6 +163,18 @@ sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', 'test_it.py']))
         assert run(sandbox, "import numpy.linalg; print(numpy.ones(3) @ numpy.ones(3))").stdout == b"3.0\n"
     with pytest.raises(SandboxError, match="no_such_package"):
         Sandbox(demand=DEMAND, packages=("no_such_package",))
+
+
+def test_packages_beside_the_standard_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interpreter without a virtual environment has them in a folder that is otherwise left out."""
+    folder = Path(os.__file__).parent / "site-packages"
+    if not (folder / "pip").is_dir():
+        pytest.skip(f"no pip in {folder}")
+    monkeypatch.syspath_prepend(str(folder))
+    for namespaces in ("off", "auto"):
+        with Sandbox(demand=DEMAND, packages=("pip",), namespaces=namespaces) as sandbox:
+            outcome = run(sandbox, "import pip; print(pip.__version__); import setuptools")
+            assert outcome.stdout and b"No module named 'setuptools'" in outcome.stderr, outcome
 
 
 def test_commands() -> None:

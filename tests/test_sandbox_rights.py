@@ -187,6 +187,25 @@ def test_root_without_the_right_to_make_namespaces_but_with_user_namespaces() ->
     assert {"uid", "pid", "mount"} <= set(answer["layers"])
 
 
+OLD_KERNEL = """
+import ctypes, errno, os
+from onebase.verifiers import sandbox_seccomp as s
+machine = os.uname().machine
+code = s.opening(machine) + [(s.JUMP_GE, 0, 1, 435), (s.RETURN, 0, 0, s.ERRNO | errno.ENOSYS)]
+s.install([*code, (s.RETURN, 0, 0, s.ALLOW)], ctypes.CDLL(None, use_errno=True))
+"""
+
+
+@pytest.mark.parametrize("wrapper", ["", NOBODY], ids=["root", "user"])
+def test_a_kernel_of_2019(wrapper: str) -> None:
+    """5.4: no Landlock, no mount_setattr, no close_range; a root of its own keeps the files."""
+    answer = restricted(OLD_KERNEL + wrapper, SOURCES, ("rlimits", "seccomp", "landlock|mount", "uid|pid"))
+    if "no_new_privs" in answer.get("error", ""):
+        pytest.skip(answer["error"])
+    held(answer)
+    assert "mount" in answer["layers"] and "kernel 5.13" in answer["missing"]["landlock"]
+
+
 def test_the_systems_interpreter() -> None:
     """Another layout of interpreter, libraries and packages."""
     path = shutil.which("python3", path="/usr/bin:/usr/local/bin")

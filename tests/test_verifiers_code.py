@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from onebase.errors import UserError
-from onebase.verifiers import code_task
+from onebase.verifiers import code_host, code_task
 from onebase.verifiers.code_host import close_all
 from onebase.verifiers.code_tests import verify
 from onebase.verifiers.pool import VerifierPool
@@ -283,6 +283,16 @@ def test_humaneval_form():
     assert verify("    return sorted(xs)\n", "", test=decode, entry_point="f", prefix=PROMPT).reward == 1.0
 
 
+def test_functions_that_are_called_as_built_in_ones():
+    for row in ({"entry_point": "sum"}, {}):
+        accepted("def sum(a, b): return a + b", "assert sum(1, 2) == 3", **row)
+        accepted("def sum(a, b): return a + b", "x = sum(1, 2)\nassert sum(x, 2) == 5", entry_point="sum")
+        refused("def total(a, b): return a + b", "assert sum([1, 2]) == 3", **row)
+        refused("pass", "y = [1, 2]\nassert sum(y) == 3", **row)
+    refused("def len(x): return 2\ndef f(x): return [x]", "assert len(f(1)) == 2")
+    accepted("def len(x): return 2\ndef f(x): return [x]", "assert len(f(1)) == 1")
+
+
 def test_mbpp_form():
     row = {
         "test_list": ["assert f([2, 1]) == [1, 2]", "assert f(data) == [4]"],
@@ -501,6 +511,7 @@ def test_tests_that_fail_by_themselves_are_errors():
     is_error(code, "f(1)", "asserts nothing")
     is_error(code, "import no_such_module\nassert f(1) == 1", "no_such_module")
     is_error(code, "import no_such_module\ndef test_f():\n    assert f(1) == 1", "no_such_module")
+    is_error(code, "from math import no_such_name\nassert f(1) == 1", "no_such_name")
     is_error(code, "1/0\nassert sorted(f(1)) == 1", "ZeroDivisionError")
     is_error(code, "while True: pass\nassert sorted(f(1)) == 1", "CPU", limits={"cpu_seconds": 0.3})
     is_error(code, "def test_f(:\n    pass", "compile")
@@ -540,6 +551,34 @@ def test_completions_without_code_score_0():
     ):
         verdict = verify(completion, "", tests="assert f(1) == 1")
         assert verdict.reward == 0.0 and verdict.reason, (completion, verdict)
+
+
+@pytest.mark.parametrize(
+    "tests", ["assert f(1) == 2", "y = f(1)\nassert y == 2", "def test_f():\n    assert f(1) == 2"]
+)
+def test_without_namespaces(tests, monkeypatch):
+    """As in a default container, where the kernel gives none."""
+    monkeypatch.setattr(code_host, "Sandbox", lambda *a, **k: Sandbox(*a, namespaces="off", **k))
+    code_host.close_all()
+    verdict = judge("def f(x): return x + 1", tests)
+    assert verdict.reward == 1.0 and not {"pid", "mount", "net"} & set(verdict.details["layers"]), verdict
+    refused("import os\ndef f(x): os._exit(0)", tests)
+    assert "did not work" in refused("import time\ndef f(x): time.sleep(60)", tests, idle_seconds=0.8)
+    code_host.close_all()
+
+
+def test_pytest_must_be_installed(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    is_error("def f(x): return x", "def test_f():\n    assert f(1) == 1", "pip install pytest")
+
+
+def test_large_values_travel():
+    accepted(
+        "def f(x): return x",
+        [{"args": [list(range(300_000))], "output": list(range(300_000))}],
+        entry_point="f",
+    )
+    accepted("def f(x):\n    x.reverse()", "x = list(range(100_000))\nf(x)\nassert x[0] == 99_999")
 
 
 # -- time ------------------------------------------------------------------------------------------------

@@ -207,6 +207,15 @@ def test_programs_with_nothing_expected(name):
     attack(code.replace("print(40)\n1/0", "1/0"), tests=[{"input": "", "output": ""}])
 
 
+@pytest.mark.parametrize(
+    "name", ["does not read", "answers before it is asked", "closes the channel", "_exit at import"]
+)
+def test_large_arguments(name):
+    """Larger than what the channel holds."""
+    attack(ATTACKS[name], tests=[{"args": ["x" * 3_000_000], "output": SECRET}], entry_point="f")
+    attack(ATTACKS[name], tests=f"assert sorted([f('x' * 3_000_000)]) == [{SECRET}]")
+
+
 def test_nothing_is_left_over():
     """After hostile runs a right solution is still paid, and when the sandboxes are closed no process is
     left."""

@@ -94,8 +94,24 @@ def instrument(tree: ast.Module) -> list[str]:
     return tests
 
 
+def shadowed(tree: ast.Module, entry: str | None) -> set[str]:
+    """Built-in names that stand for the solution's functions: that of the entry point, or, where the test
+    code wants no other name, those that asserts call.  (Otherwise a solution could define `len`.)"""
+    root = (entry or "").partition("(")[0].partition(".")[0]
+    if root:
+        return {root} & set(dir(builtins))
+    if free_names(tree):
+        return set()
+    compared = [
+        s.test.left for s in tree.body if isinstance(s, ast.Assert) and isinstance(s.test, ast.Compare)
+    ]
+    called = [side.func for side in compared if isinstance(side, ast.Call)]
+    return {f.id for f in called if isinstance(f, ast.Name)} & set(dir(builtins))
+
+
 def direct(tree: ast.Module, entry: str | None) -> list[Call] | None:
     """The calls, where the test code is nothing but `assert f(literals) == literal`, else None."""
+    ours = shadowed(tree, entry)
     defined = {s.name for s in tree.body if isinstance(s, ast.FunctionDef)}
     check = _check(tree)
     calls: list[Call | None] = []
@@ -110,9 +126,9 @@ def direct(tree: ast.Module, entry: str | None) -> list[Call] | None:
                 return None
             candidate, given = check.args.args[0].arg, ast.unparse(passed[0][0])
             rest = [s for s in check.body if not _is_text(s)]
-            calls += [_simple(s, {candidate: given}, defined) for s in rest]
+            calls += [_simple(s, {candidate: given}, defined, ours) for s in rest]
         elif isinstance(statement, ast.Assert):
-            calls.append(_simple(statement, {}, defined | ({"check"} if check else set())))
+            calls.append(_simple(statement, {}, defined | ({"check"} if check else set()), ours))
         elif _is_text(statement) or _called(statement) == "check" or _is_constant(statement):
             continue
         else:
@@ -240,7 +256,7 @@ def _literal(node: ast.expr) -> tuple[Any] | None:
         return None
 
 
-def _simple(statement: ast.stmt, names: dict[str, str], defined: set[str]) -> Call | None:
+def _simple(statement: ast.stmt, names: dict[str, str], defined: set[str], ours: set[str]) -> Call | None:
     """`assert f(literals) == literal` (or `is` True, False, None; or turned round) as a Call."""
     if not isinstance(statement, ast.Assert) or not isinstance(statement.test, ast.Compare):
         return None
@@ -255,11 +271,8 @@ def _simple(statement: ast.stmt, names: dict[str, str], defined: set[str]) -> Ca
         return None
     same = isinstance(op, ast.Is) and any(expected[0] is x for x in (True, False, None))
     name = left.func.id
-    if (
-        not (same or isinstance(op, ast.Eq))
-        or name in defined
-        or (name not in names and hasattr(builtins, name))
-    ):
+    theirs = name in defined or (name not in names and name not in ours and hasattr(builtins, name))
+    if theirs or not (same or isinstance(op, ast.Eq)):
         return None
     args = [_literal(a) for a in left.args]
     kwargs = {k.arg: _literal(k.value) for k in left.keywords}

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from onebase.verifiers.code_patience import Patience, silent
+from onebase.verifiers.code_patience import CLOSED, Patience, silent
 from onebase.verifiers.code_task import Task
 from onebase.verifiers.code_wire import FRAME_BYTES
 from onebase.verifiers.sandbox import Limits, Outcome, Run, Sandbox
@@ -177,20 +177,22 @@ class Solution:
         except OSError:
             return False
 
+    def _patience(self) -> Patience:
+        settings = self.settings
+        return Patience(self.box, self.run, settings.idle_seconds, settings.limits.cpu_seconds)
+
     def _send(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            try:
-                view = view[self.channel.send(view) :]
-            except BlockingIOError:
-                if (outcome := self.run.wait_for(self.channel, 0.02)) is not None:
-                    raise Gone(how_it_ended(outcome, self.limits)) from None
-            except OSError:
-                raise Gone(how_it_ended(self.run.wait(), self.limits)) from None
+        problem = self._patience().send(self.channel, data)
+        if self.run.outcome is None and problem == CLOSED:
+            self.run.wait_for(silent(), CLOSING_SECONDS)
+        if self.run.outcome is not None:
+            raise Gone(how_it_ended(self.run.outcome, self.limits))
+        if problem is not None:
+            self.end()
+            raise Gone(problem)
 
     def _read(self, size: int) -> bytes:
-        settings = self.settings
-        patience = Patience(self.box, self.run, settings.idle_seconds, settings.limits.cpu_seconds)
+        patience = self._patience()
         while len(self.incoming) < size:
             try:
                 data = self.channel.recv(min(1 << 20, size - len(self.incoming)))
@@ -244,7 +246,7 @@ def how_it_ended(outcome: Outcome, limits: Limits, closed: bool = False) -> str:
     if how in ("output", "disk"):
         return f"it wrote more {how} than it may"
     if how == "killed":
-        return "it closed its channel" if closed else "it was ended"
+        return CLOSED if closed else "it was ended"
     if how == "signal":
         return f"its process died of {signal.Signals(code).name if code in set(signal.Signals) else code}"
     return f"its process exited with {code}"

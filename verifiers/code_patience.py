@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 import os
+import select
 import socket
 import time
 
 from onebase.verifiers.sandbox import Run, Sandbox
 
 LOOK_SECONDS = 0.25
+CLOSED = "it closed its channel"
 WORKING = 0.05  # share of a stretch on the CPU above which it is not idle
 
 
@@ -33,6 +35,29 @@ class Patience:
         """Until the channel can be read, the run is over, or a look is due.  A text when it has lasted too
         long."""
         self.run.wait_for(channel, LOOK_SECONDS)
+        return self.check()
+
+    def send(self, channel: socket.socket, data: bytes) -> str | None:
+        """All of `data`; a text when the other side takes too long to read it, or is gone."""
+        view = memoryview(data)
+        poll = select.poll()
+        poll.register(channel, select.POLLOUT)
+        while view:
+            try:
+                view = view[channel.send(view) :]
+            except BlockingIOError:
+                poll.poll(LOOK_SECONDS * 1000)
+                self.run.wait_for(silent(), 0.0)
+                if (problem := self.check()) is not None:
+                    return problem
+            except OSError:
+                return CLOSED
+            if self.run.outcome is not None:
+                return "it ended"
+        return None
+
+    def check(self) -> str | None:
+        """Look, if it is time to."""
         now = time.monotonic()
         stretch = now - self.seen
         if self.run.outcome is not None or stretch < LOOK_SECONDS:

@@ -19,6 +19,7 @@ class Plugin:
     def __init__(self, reporter: Any) -> None:
         self.reporter = reporter
         self.failures: dict[str, str] = {}
+        self.error: BaseException | None = None
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         self.reporter.say("collected", [short(item.nodeid) for item in items if not expected_to_fail(item)])
@@ -28,7 +29,7 @@ class Plugin:
 
         if report.failed:
             text = str(report.longrepr).strip().splitlines()[-1:] or ["it cannot be imported"]
-            error = getattr(self, "error", None) or ImportError()
+            error = self.error or ImportError()
             self.reporter.say("problem", text[0][:300], blames_solution(error, self.reporter.bridge))
 
     def pytest_exception_interact(self, node: Any, call: Any, report: Any) -> None:
@@ -67,7 +68,15 @@ def run(spec: dict[str, Any], reporter: Any) -> None:
         "doctest",
         "logging",
     )
-    arguments = [spec["file"], "--capture=no", "-c", os.devnull, "--rootdir=.", "--import-mode=importlib"]
+    arguments = [
+        spec["file"],
+        "--capture=no",
+        "-c",
+        os.devnull,
+        "--rootdir=.",
+        "--confcutdir=.",
+        "--import-mode=importlib",
+    ]
     for name in plugins:
         arguments += ["-p", f"no:{name}"]
     if spec["stop"]:

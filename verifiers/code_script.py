@@ -88,6 +88,7 @@ class Relay:
             "names": self.script.names, "imported": self.script.imported, "mentioned": self.script.mentioned,
             "records": list(self.task.records), "module": self.settings.module, "file": FILE,
             "objects": self.settings.objects, "nonce": self.nonce, "stop": not self.settings.partial,
+            "shadowed": list(self.script.shadowed),
         }  # fmt: skip
         files = {FILE: self.script.source.encode()} if self.task.style == "pytest" else {}
         self.tester = Tester(outer, json.dumps(spec).encode(), files, self.settings, self.task.total)
@@ -283,15 +284,9 @@ class Tester:
         return taken
 
     def send(self, kind: bytes, body: bytes) -> None:
-        view = memoryview(HEAD.pack(len(body), kind) + body)
-        while view:
-            try:
-                view = view[self.channel.send(view) :]
-            except BlockingIOError:
-                if self.run.wait_for(self.channel, 0.02) is not None:
-                    return
-            except OSError:
-                return
+        """Where that fails, `receive` will say so."""
+        patience = Patience(self.box, self.run, self.idle_seconds)
+        patience.send(self.channel, HEAD.pack(len(body), kind) + body)
 
     def end(self) -> Outcome:
         try:

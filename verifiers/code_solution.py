@@ -68,7 +68,7 @@ MESSAGE = 2000
 
 
 def main(payload: bytes, channel: int | None) -> None:
-    """`payload`: JSON with code, prefix, prelude, entry, records and module (see `code_task.Source`)."""
+    """`payload`: JSON with the code and what goes with it, see `code_host.solution_source`."""
     assert channel is not None
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (1, 2):  # what the solution prints is no evidence here, and need not be read
@@ -272,12 +272,12 @@ class Server:
 
     def load(self) -> None:
         sys.modules[self.source["module"]] = self.module
-        if self.source["interactive"]:
-            builtins.input = self.input
         if self.source["prelude"]:
             exec(compile(self.source["prelude"], "prelude.py", "exec"), self.namespace)
         text = assemble(self.source["code"], self.source["prefix"], self.source["entry"])
         exec(compile(text, "solution.py", "exec", dont_inherit=True), self.namespace)
+        if self.source["interactive"]:
+            builtins.input = self.input
 
     def input(self, prompt: object = "") -> str:
         """What the test process has as `input`, which a test may have replaced."""
@@ -288,6 +288,8 @@ class Server:
         solution = self.namespace.get("Solution")
         if text.isidentifier() and text not in self.namespace and hasattr(solution, text):
             return getattr(solution(), text)  # type: ignore[misc]
+        if text.isidentifier() and text not in self.namespace:  # not a built-in function of that name
+            raise NameError(f"name {text!r} is not defined")
         return eval(compile(text, "entry", "eval"), self.namespace)
 
     # -- objects that do not travel ------------------------------------------------------------------------

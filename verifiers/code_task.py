@@ -28,6 +28,7 @@ from onebase.verifiers.code_asserts import (
     instrument,
     mentioned,
     parse,
+    shadowed,
 )
 from onebase.verifiers.code_prelude import LEETCODE, LEETCODE_RECORDS, LEETCODE_TESTS, TEST_NAMES
 from onebase.verifiers.code_shapes import mark_expected
@@ -47,6 +48,7 @@ class Script:
     imported: list[str]
     mentioned: list[str]
     prelude: str = ""
+    shadowed: tuple[str, ...] = ()  # of `names`, those that Python defines too
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +210,8 @@ def _asserts(source: str, entry: str | None, prefix: str, module: str) -> Task:
     """Kept, because a group of completions is judged by the same tests."""
     tree = parse(source)
     complete(tree, entry)
-    names = set(free_names(tree))
+    ours = shadowed(tree, entry)
+    names = set(free_names(tree)) | ours
     helpers = names & set(TEST_NAMES)
     leetcode = bool(helpers) or "Solution" in names
     given = (
@@ -228,6 +231,7 @@ def _asserts(source: str, entry: str | None, prefix: str, module: str) -> Task:
         imported=imported(tree, module),
         mentioned=said,
         prelude=LEETCODE_TESTS if helpers else "",
+        shadowed=tuple(ours),
     )
     return Task("assert", entry, script=script, **given)  # type: ignore[arg-type]
 

@@ -110,6 +110,7 @@ def run_asserts(spec: dict[str, Any], reporter: Reporter, names: dict[str, Any])
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     space = module.__dict__
+    space.update({name: undefined(name) for name in spec["shadowed"]})
     space.update(names)
     space[code_asserts.REPORT] = reporter.test
     try:
@@ -125,8 +126,17 @@ def run_asserts(spec: dict[str, Any], reporter: Reporter, names: dict[str, Any])
         reporter.say("problem", describe(error), blames_solution(error, reporter.bridge))
 
 
+def undefined(name: str) -> Any:
+    """In place of the built-in function of that name, which the solution should have replaced."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        raise NameError(f"name {name!r} is not defined")
+
+    return call
+
+
 def blames_solution(error: BaseException, bridge: Bridge) -> bool:
-    """A name that is nowhere defined is one that the solution should define, except a module."""
-    if isinstance(error, ModuleNotFoundError):
-        return False
-    return isinstance(error, NameError | ImportError | SolutionGone) or bridge.answers > 1
+    """A name that is nowhere defined is one that the solution should define."""
+    if isinstance(error, ImportError):
+        return error.name == bridge.spec["module"]
+    return isinstance(error, NameError | SolutionGone) or bridge.answers > 1

@@ -27,8 +27,9 @@ from typing import Any
 
 from onebase.verifiers.sandbox_process import SandboxError, Zygote
 
-# What a run must have: where no uid of its own is to be had (an ordinary user), a pid namespace of its own.
-DEMAND = ("rlimits", "seccomp", "landlock", "uid|pid")
+# What a run must have.  Where there is no Landlock (kernels before 5.13), a root of its own will do; where
+# there is no uid of its own (an ordinary user), a pid namespace of its own.
+DEMAND = ("rlimits", "seccomp", "landlock|mount", "uid|pid")
 GRACE_SECONDS = 60.0  # past the wall limit, the warm process itself is taken for dead
 
 

@@ -27,7 +27,17 @@ CLONE_CALL = {"x86_64": 56, "aarch64": 220}
 PIVOT_CALL = {"x86_64": 155, "aarch64": 41}
 MOUNT_SETATTR_CALL = 442
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
+MS_REMOUNT = 32
 ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV = 1, 2, 4
+FLAGS = {
+    "ro": 1,
+    "nosuid": 2,
+    "nodev": 4,
+    "noexec": 8,
+    "noatime": 1024,
+    "nodiratime": 2048,
+    "relatime": 1 << 21,
+}
 AT_RECURSIVE, AT_FDCWD = 0x8000, -100
 MNT_DETACH = 2
 MAX_INODES = 8192
@@ -88,16 +98,24 @@ def enter_new_root(view: View, base: str, disk_mb: int) -> None:
     mount the kernel refused."""
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     mount("tmpfs", base, "tmpfs", MS_NOSUID, "size=1m,mode=0755")
-    for tree in (*view.trees, *DEVICES):
-        show(tree, base)
+    hidden = tuple(os.path.realpath(folder) + "/" for folder in view.masked)
+    trees = sorted((*view.trees, *DEVICES), key=lambda tree: len(os.path.realpath(tree)))
+    shown: list[str] = []
+    for tree in trees:
+        if not os.path.realpath(tree).startswith(hidden):
+            show(tree, base, shown)  # a folder before what lies in it
     for folder in view.masked:
         mount(
             "tmpfs",
             base + os.path.realpath(folder),
             "tmpfs",
             MS_NOSUID | MS_NODEV,
-            "size=0,nr_inodes=1,mode=0555",
+            "size=1m,mode=0755",
         )
+    shown = []
+    for tree in trees:
+        if os.path.realpath(tree).startswith(hidden):
+            show(tree, base, shown)
     os.makedirs(base + BOX)
     os.mkdir(base + "/proc")
     # For the dynamic loader, which asks /proc/self/exe where a program lies; Landlock keeps the files closed.
@@ -114,8 +132,9 @@ def enter_new_root(view: View, base: str, disk_mb: int) -> None:
     os.chdir("/")
 
 
-def show(path: str, base: str, links: int = 0) -> None:
-    """Bind `path` into the new root at the same place; links on the way are made again."""
+def show(path: str, base: str, shown: list[str], links: int = 0) -> None:
+    """Bind `path` into the new root at the same place, if it is not there already; links on the way are made
+    again."""
     if links > 40:
         raise OSError(errno.ELOOP, path)
     at = "/"
@@ -127,11 +146,14 @@ def show(path: str, base: str, links: int = 0) -> None:
             if not os.path.lexists(base + at):
                 os.symlink(target, base + at)
             resolved = os.path.normpath(os.path.join(os.path.dirname(at), target))
-            show(os.path.join(resolved, *parts[n + 1 :]), base, links + 1)
+            show(os.path.join(resolved, *parts[n + 1 :]), base, shown, links + 1)
             return
         if n < len(parts) - 1 and not os.path.isdir(base + at):
             os.mkdir(base + at, 0o755)
     place = base + at
+    if any(at == tree or at.startswith(tree + "/") for tree in shown):
+        return
+    shown.append(at)
     if os.path.isdir(at):
         os.makedirs(place, exist_ok=True)
     elif not os.path.exists(place):
@@ -153,10 +175,24 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str =
 def set_attributes(path: str, attributes: int, clear: int = 0) -> None:
     """Of the mount at `path` and all below."""
     packed = struct.pack("<QQQQ", attributes, clear, 0, 0)
-    result = libc.syscall(
-        MOUNT_SETATTR_CALL, AT_FDCWD, path.encode(), AT_RECURSIVE, packed, ctypes.c_size_t(32)
-    )
-    check(result, f"mount_setattr {path}")
+    arguments = AT_FDCWD, path.encode(), AT_RECURSIVE, packed, ctypes.c_size_t(32)
+    result = libc.syscall(MOUNT_SETATTR_CALL, *arguments)
+    if result != 0 and ctypes.get_errno() == errno.ENOSYS:
+        one_by_one(path, attributes, clear)
+    else:
+        check(result, f"mount_setattr {path}")
+
+
+def one_by_one(path: str, attributes: int, clear: int) -> None:
+    """The same for kernels before 5.12.  A mount keeps the flags it has, which it may have to keep."""
+    with open("/proc/self/mountinfo") as stream:
+        mounts = [line.split()[4:6] for line in stream]
+    for target, options in mounts:
+        if target == path or target.startswith(path + "/"):
+            has = sum(flag for name, flag in FLAGS.items() if name in options.split(","))
+            # The attributes have the same numbers as the flags.
+            flags = MS_REMOUNT | MS_BIND | (has & ~clear) | attributes
+            mount("none", target, None, flags)
 
 
 def check(result: int, what: str) -> None:

@@ -120,7 +120,8 @@ def memory_mb(plan: Plan, zygote: str, processes: list[int], limit_mb: int) -> f
         status = text(plan, f"{pid}/status")
         total += max(0, number_after(status, "RssAnon:") - base) + number_after(status, "RssShmem:")
     if total / 1024 > limit_mb and len(processes) > 1:
-        shares = [text(plan, f"{pid}/smaps_rollup") for pid in processes]
-        if all(shares):
-            total = sum(number_after(s, "Pss_Anon:") + number_after(s, "Pss_Shmem:") for s in shares)
+        shares = {pid: text(plan, f"{pid}/smaps_rollup") for pid in processes}
+        # An empty text is of a process that has ended, or of one that may not be looked into.
+        if not any("RssAnon:" in text(plan, f"{pid}/status") for pid in processes if not shares[pid]):
+            total = sum(number_after(s, "Pss_Anon:") + number_after(s, "Pss_Shmem:") for s in shares.values())
     return total / 1024
