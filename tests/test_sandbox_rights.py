@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from onebase.verifiers.sandbox import Sandbox
 from onebase.verifiers.sandbox_check import ATTACKS
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the sandbox needs Linux")
@@ -290,6 +291,22 @@ def test_a_killed_zygote_takes_its_run_along() -> None:
     left = [pid for pid in before if alive(pid)]
     host.kill()
     host.wait()
+    assert not left
+
+
+def test_a_killed_janitor_leaves_nothing_once_its_caller_notices() -> None:
+    with Sandbox(demand=()) as sandbox:
+        assert sandbox._zygote is not None
+        janitor = sandbox._zygote.process
+        pids = everything(janitor.pid)
+        janitor.kill()
+        janitor.wait()
+        deadline = time.monotonic() + 2.0
+        while any(map(alive, pids)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not any(map(alive, pids))
+    left = list(Path(tempfile.gettempdir()).glob(f"onebase-box-{janitor.pid}-*"))
+    left += list(Path("/sys/fs/cgroup").glob(f"**/onebase-sandbox-{janitor.pid}-*"))
     assert not left
 
 

@@ -121,6 +121,8 @@ class Sandbox:
         self.close()
 
     def _open(self) -> None:
+        if self._zygote is not None:
+            self._zygote.close()
         self._zygote = Zygote(self._config)
         self.layers, self.missing = self._zygote.layers, self._zygote.missing
         self.notes = self._zygote.notes

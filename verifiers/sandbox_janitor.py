@@ -107,6 +107,7 @@ def make_plan(tmp: str, line: socket.socket) -> tuple[Plan, int]:
         os.chmod(base, 0o711)
     plan.box = os.path.join(base, "box")
     os.mkdir(plan.box, 0o700)
+    plan.folders = [plan.box, base]
     return plan, lock
 
 
@@ -209,8 +210,8 @@ def inside_namespaces(plan: Plan, shown: View, config: dict[str, Any]) -> None:
     plan.box = sandbox_namespaces.BOX
 
 
-def counted(plan: Plan, zygote: int) -> str:
-    """Put the zygote into a cgroup of its own; why not, or an empty text."""
+def counted(plan: Plan, zygote: int) -> list[str] | str:
+    """Put the zygote into a cgroup of its own: its folders, or why not."""
     if "switched off" in plan.missing.get("pid", ""):
         return plan.missing["pid"]
     try:
@@ -221,7 +222,7 @@ def counted(plan: Plan, zygote: int) -> str:
             plan.cgroup.remove()
         plan.cgroup = None
         return f"{error} (a group with the memory and pids controllers must be writable)"
-    return ""
+    return plan.cgroup.folders
 
 
 class Janitor:

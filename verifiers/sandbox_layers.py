@@ -61,6 +61,7 @@ class Plan:
     other_tasks: int = 0  # tasks that the process limit counts besides the run's
     own_space: int = 0  # the warm process's address space and data, which every run starts with
     own_data: int = 0
+    folders: list[str] = field(default_factory=list)  # of the sandbox, on this machine, inner ones first
     notes: list[str] = field(default_factory=list)
 
     def has(self, layer: str) -> bool:

@@ -46,11 +46,12 @@ def zygote(plan: Plan, shown: View, packages: Packages, config: dict[str, Any], 
         box = os.open(plan.box, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         socket.send_fds(plan.janitor, [marshal.dumps(plan.layers)], [box])
         os.close(box)
-        reason = marshal.loads(plan.janitor.recv(1 << 12))
-        if reason:
-            plan.missing["cgroup"] = reason
+        counted = marshal.loads(plan.janitor.recv(1 << 12))
+        if isinstance(counted, str):
+            plan.missing["cgroup"] = counted
         else:
             plan.layers.append("cgroup")
+            plan.folders += counted
         serve(plan)
         status = 0
     except Exception:

@@ -57,7 +57,8 @@ class Zygote:
             )  # fmt: skip
         finally:
             theirs.close()
-        self._finalizer = weakref.finalize(self, _end, self.process, self.socket)
+        folders: list[str] = []  # its own, which it removes unless it is killed
+        self._finalizer = weakref.finalize(self, _end, self.process, self.socket, folders)
         _ours.add(self)
         search = [entry for entry in sys.path if entry]
         self.send({**config, "caller": os.getpid(), "search": search, "tmp": tempfile.gettempdir()}, [])
@@ -73,6 +74,7 @@ class Zygote:
         self.layers: tuple[str, ...] = tuple(hello["layers"])
         self.missing: dict[str, str] = hello["missing"]
         self.notes: list[str] = hello["notes"]
+        folders += hello["folders"]
 
     def send(self, message: dict[str, Any], fds: list[int]) -> None:
         try:
@@ -106,7 +108,7 @@ class Zygote:
         self._finalizer()
 
 
-def _end(process: subprocess.Popen[bytes], ours: socket.socket) -> None:
+def _end(process: subprocess.Popen[bytes], ours: socket.socket, folders: list[str]) -> None:
     try:
         ours.shutdown(socket.SHUT_RDWR)  # wakes a thread of ours that waits on it
     except OSError:
@@ -120,6 +122,11 @@ def _end(process: subprocess.Popen[bytes], ours: socket.socket) -> None:
         except ProcessLookupError:
             pass
         process.wait()
+    for folder in folders:
+        try:
+            os.rmdir(folder)
+        except OSError:
+            pass  # gone, as it should be; or not empty, and then the next sandbox to start clears it away
 
 
 def _forget() -> None:

@@ -97,7 +97,8 @@ class Zygote:
 
     def serve(self) -> None:
         plan, ours = self.plan, self.ours
-        reply(ours, repr({"layers": plan.layers, "missing": plan.missing, "notes": plan.notes}))
+        hello = {"layers": plan.layers, "missing": plan.missing, "notes": plan.notes, "folders": plan.folders}
+        reply(ours, repr(hello))
         while True:
             if all(fd != ours.fileno() for fd, _ in self.poll.poll()):
                 return  # the janitor is gone, or has told that the caller is
