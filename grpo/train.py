@@ -1,17 +1,17 @@
-"""GRPO with verifiable rewards (DeepSeekMath, arXiv 2402.03300; R1, arXiv 2501.12948), synchronous, one
-process.
+"""GRPO with verifiable rewards (DeepSeekMath, arXiv 2402.03300; R1, arXiv 2501.12948).
 
 A step: problems by (seed, step) -> groups of rollouts -> verdicts -> advantages -> one or more clipped
-updates. The engine generates with the trainer's own weights, so there is nothing to sync; its
-log-probabilities are what the importance ratio is taken against.  Groups whose rewards are all equal are
-dropped and counted; so are rollouts whose verifier failed.  The router's selection bias is frozen in RL (it
-would move the experts under the policy ratio).
+updates.  By default the engine generates with the trainer's own weights, so there is nothing to sync; the
+recipe's `engines` may name others, which may work ahead (rollout/source.py).  The engine's log-probabilities
+are what the importance ratio is taken against.  Groups whose rewards are all equal are dropped and counted;
+so are rollouts whose verifier failed.  The router's selection bias is frozen in RL (it would move the experts
+under the policy ratio).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from onebase.recipe import Grpo
 from onebase.rewards import outcomes
 from onebase.rollout import journal
 from onebase.rollout.groups import ScoredRollout, prompt_ids, sample_groups
+from onebase.rollout.source import make_source
 from onebase.rollout.torch_engine import TorchEngine
 from onebase.stage import StageRun
 from onebase.tokenizer import ChatTokenizer
@@ -39,6 +40,7 @@ from onebase.train import state
 from onebase.train.optim import Optimizer
 from onebase.train.schedule import wsd
 
+FAR = 50_000_021  # places between the problems of the steps and those of a refill
 SHOWN = ("reward", "accuracy", "completion_tokens", "live_groups", "eval_accuracy")
 
 
@@ -64,36 +66,45 @@ def main(run: StageRun) -> dict[str, float]:
             f"stage {run.name}: correction.replay_routes: {run.init} has no routed experts that the engine "
             "could record; leave it out"
         )
+    buffer = extra.pop("buffer", {})
     summary: dict[str, float] = dict(extra)
     if held and done == 0:
         before = _evaluate(engine, tokenizer, held, stage)
         run.log.step(0, stage.steps, before, ("eval_accuracy",))
         summary |= {f"before_{k}": v for k, v in before.items()}
+    source = make_source(run, stage, model, tokenizer, engine, problems.of_step)
+    source.restore(buffer)
     skipped = 0
-    for step in range(done, stage.steps):
-        engine.version = step
-        rows = problems.of_step(step)
-        groups = (stage.group_size, stage.sampling, stage.rewards, run.seed, step)
-        rollouts, metrics = sample_groups(engine, tokenizer, rows, *groups)
-        samples, fate, signal = select(rollouts, stage, step)
-        journal.write(run.folder / "rollouts", step + 1, rollouts, fate)
-        start = time.perf_counter()
-        factor = wsd(step, stage.steps, stage.optim.warmup, stage.optim.decay, stage.optim.final)
-        trained = Update(model, reference, optimizer, stage, tokenizer.pad_id, run.device)(samples, factor)
-        skipped = check_finite(trained.get("loss", 0.0), trained.get("grad_norm", 0.0), skipped, run, step)
-        metrics |= signal | trained | rollout_metrics(rollouts, tokenizer)
-        metrics |= outcomes([r.scored for r in rollouts])
-        metrics["seconds_train"] = time.perf_counter() - start
-        metrics["tokens_per_second"] = metrics["tokens"] / metrics["seconds_generate"]
-        metrics["lr"] = stage.optim.lr * factor
-        last = step + 1 == stage.steps
-        if held and ((step + 1) % stage.eval_every == 0 or last):
-            metrics |= _evaluate(engine, tokenizer, held, stage)
-        keys = ("reward", "accuracy", "completion_tokens", "eval_accuracy", "eval_tokens")
-        summary |= {k: metrics[k] for k in keys if k in metrics}
-        run.log.step(step + 1, stage.steps, metrics, SHOWN)
-        if (step + 1) % stage.checkpoint_every == 0 and not last:
-            state.save(run.folder / "state", step + 1, model, optimizer, summary)
+    try:
+        for step in range(done, stage.steps):
+            rollouts, metrics = source.of_step(step)
+            rollouts += refill(rollouts, stage, step, problems, engine, tokenizer, run.seed)
+            samples, fate, signal = select(rollouts, stage, step)
+            journal.write(run.folder / "rollouts", step + 1, rollouts, fate)
+            start = time.perf_counter()
+            factor = wsd(step, stage.steps, stage.optim.warmup, stage.optim.decay, stage.optim.final)
+            trained = Update(model, reference, optimizer, stage, tokenizer.pad_id, run.device)(
+                samples, factor
+            )
+            loss, norm = trained.get("loss", 0.0), trained.get("grad_norm", 0.0)
+            skipped = check_finite(loss, norm, skipped, run, step)
+            metrics |= signal | trained | rollout_metrics(rollouts, tokenizer)
+            metrics |= outcomes([r.scored for r in rollouts])
+            metrics["seconds_train"] = time.perf_counter() - start
+            landed = metrics.get("tokens_landed", metrics["tokens"])
+            metrics["tokens_per_second"] = landed / metrics["seconds_generate"]
+            metrics["lr"] = stage.optim.lr * factor
+            last = step + 1 == stage.steps
+            if held and ((step + 1) % stage.eval_every == 0 or last):
+                metrics |= _evaluate(engine, tokenizer, held, stage)
+            keys = ("reward", "accuracy", "completion_tokens", "eval_accuracy", "eval_tokens")
+            summary |= {k: metrics[k] for k in keys if k in metrics}
+            run.log.step(step + 1, stage.steps, metrics, SHOWN)
+            if (step + 1) % stage.checkpoint_every == 0 and not last:
+                kept = {"buffer": source.buffer()}
+                state.save(run.folder / "state", step + 1, model, optimizer, summary | kept)
+    finally:
+        source.close()
     checkpoint.save(run.folder / "checkpoint", model, tokenizer)
     card.write(run.folder / "checkpoint", recipe=run.recipe, stage=run.name, summary=summary, data=stage.data)
     return summary
@@ -110,10 +121,13 @@ class PromptsThatFit:
         self.most, self.count = most, count
 
     def of_step(self, step: int) -> list[dict[str, Any]]:
-        """`count` problems; a place whose problem is too long takes a later one from far behind all steps'
-        own."""
+        """`count` problems."""
+        return self.places(range(step * self.count, (step + 1) * self.count))
+
+    def places(self, places: Iterable[int]) -> list[dict[str, Any]]:
+        """A place whose problem is too long takes a later one from far behind all steps' own."""
         rows = []
-        for place in range(step * self.count, (step + 1) * self.count):
+        for place in places:
             for again in range(20):
                 row = self.problems.item(place + again * 1_000_003)
                 if len(prompt_ids(self.tokenizer, row, self.sampling)) <= self.most:
@@ -124,14 +138,48 @@ class PromptsThatFit:
         return rows
 
 
+def refill(
+    rollouts: Sequence[ScoredRollout],
+    stage: Grpo,
+    step: int,
+    problems: PromptsThatFit,
+    engine: TorchEngine,
+    tokenizer: ChatTokenizer,
+    seed: int,
+) -> list[ScoredRollout]:
+    """Further groups for those without signal, up to `stage.refill` times (dynamic sampling, DAPO, arXiv
+    2503.14476, section 3.2), drawn with the trainer's weights as they are.  Deviation: the groups without
+    signal stay in the record and in the metrics, so that accuracy and reward are those of the prompts, not of
+    the chosen ones."""
+    more: list[ScoredRollout] = []
+    engine.version = step
+    for turn in range(stage.refill):
+        live = advantages(*reward_table([*rollouts, *more], stage.group_size), stage.loss.advantage)[1]
+        missing = stage.prompts - int(live.sum())
+        if missing <= 0:
+            break
+        first = len(live)
+        far = (turn + 1) * FAR + step * stage.prompts
+        rows = problems.places(range(far, far + missing))
+        groups = (stage.group_size, stage.sampling, stage.rewards, seed, step, first)
+        more += sample_groups(engine, tokenizer, rows, *groups)[0]
+    return more
+
+
+def reward_table(rollouts: Sequence[ScoredRollout], group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(reward_PG, valid_PG): the rewards by group, and where there is one."""
+    rewards = [r.scored.reward for r in rollouts]
+    reward_PG = torch.tensor([x if x is not None else 0.0 for x in rewards]).view(-1, group_size)
+    return reward_PG, torch.tensor([x is not None for x in rewards]).view(-1, group_size)
+
+
 def select(
     rollouts: Sequence[ScoredRollout], stage: Grpo, version: int
 ) -> tuple[list[Sample], list[str], dict[str, float]]:
     """Training samples with advantages; each rollout's fate; and what the rewards look like."""
     G = stage.group_size
     rewards = [r.scored.reward for r in rollouts]
-    reward_PG = torch.tensor([x if x is not None else 0.0 for x in rewards]).view(-1, G)
-    valid_PG = torch.tensor([x is not None for x in rewards]).view(-1, G)
+    reward_PG, valid_PG = reward_table(rollouts, G)
     advantage_PG, live_P = advantages(reward_PG, valid_PG, stage.loss.advantage)
     samples, fate = [], []
     for i, r in enumerate(rollouts):

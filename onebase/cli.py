@@ -267,3 +267,7 @@ VERBS = {
     "doctor": Verb(lambda p: None, _doctor, "look at this machine: libraries, GPU, memory, disk"),
     "schema": Verb(_schema_arguments, _schema, "the recipe's JSON schema, or its fields as text"),
 }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

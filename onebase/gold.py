@@ -77,14 +77,14 @@ def check(run: StageRun, sources: Sequence[Source]) -> Found:
     else:
         found = look(sources, stage.rewards, run.seed, run.folders)
         atomic_write(path, to_json({"key": key, **asdict(found)}))
+        if found.bad and stage.bad_gold == "drop":
+            run.log.event("gold_dropped", rows=len(found.keys), of=found.rows, first=found.bad[0].place)
     generated = any(bad.place.startswith("world ") for bad in found.bad)  # of which there is no end to drop
     if found.bad and (stage.bad_gold == "refuse" or generated):
         raise UserError(
             f"{told(found)}\n  mend these answers, set `options` of the term (a policy, another field), or "
             f"leave the rows out: --set stages.{run.name}.bad_gold=drop"
         )
-    if found.bad:
-        run.log.event("gold_dropped", rows=len(found.keys), of=found.rows, first=found.bad[0].place)
     return found
 
 
@@ -208,7 +208,11 @@ def plan_lines(recipe: Recipe, todo: Sequence[str]) -> list[str]:
         sources = [*stage.data, *(stage.evaluate if stage.kind == "grpo" else [])]
         here = [s for s in sources if not s.hub]
         here = [s for s in here if not s.stage or (folders[s.stage] / "rows.jsonl").is_file()]
-        found = look(here, stage.rewards, recipe.seed + stage.seed, folders)
+        try:
+            found = look(here, stage.rewards, recipe.seed + stage.seed, folders)
+        except UserError as error:
+            lines.append(f"{name}: {error}")
+            continue
         if found.bad:
             lines.append(f"{name}: {told(found)}")
     return lines

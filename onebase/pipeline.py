@@ -76,6 +76,10 @@ def run(
         finished = [name for name in todo if stage_state.is_done(folder / name) and not fresh]
         plan.show(recipe, todo, finished)
     if dry_run:
+        from onebase import gold
+
+        for line in gold.plan_lines(recipe, todo):
+            print(line)
         return folder
     device = pick_device(recipe.hardware)
     with ExitStack() as stack:

@@ -130,10 +130,10 @@ class Term(Section):
     @model_validator(mode="after")
     def _schedule_rises(self) -> Term:
         steps = [step for step, _ in self.schedule]
-        assert steps == sorted(set(steps)) and all(s >= 0 for s in steps), (
-            f"schedule: its steps must rise from 0 on; given: {steps}"
-        )
-        assert all(abs(share) < float("inf") for _, share in self.schedule), "schedule: shares must be finite"
+        if steps != sorted(set(steps)) or any(s < 0 for s in steps):
+            raise ValueError(f"schedule: its steps must rise from 0 on; given: {steps}")
+        if not all(abs(share) < float("inf") for _, share in self.schedule):
+            raise ValueError("schedule: shares must be finite")
         return self
 
 
@@ -158,6 +158,27 @@ class Loss(Section):
     kl: float = Field(0.0, ge=0)
     """Weight of the KL to the reference, the stage's initial model."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k2"
+
+
+class Engines(Section):
+    """Who generates the rollouts."""
+
+    name: Literal["auto", "torch", "vllm"] = "auto"
+    """torch: the trainer's own weights in place, no copy and no sync (with replicas: copies of them); vllm;
+    auto: torch below a billion parameters or where vLLM is not installed."""
+    replicas: int = Field(0, ge=0)
+    """Engines as Ray actors; 0: one engine in the trainer's process."""
+    staleness: int = Field(0, ge=0)
+    """Most weight versions that a rollout may be behind the trainer: engines generate so many steps ahead.
+    Needs replicas."""
+    mismatch: Literal["stop", "warn"] = "stop"
+    """What to do where an engine turns out not to hold the trainer's weights."""
+
+    @model_validator(mode="after")
+    def _ahead_needs_engines(self) -> Engines:
+        if self.staleness and not self.replicas:
+            raise ValueError("staleness: engines in the trainer's process cannot work ahead; set replicas: 1")
+        return self
 
 
 class Correction(Section):
@@ -252,9 +273,13 @@ class Grpo(StageBase):
     max_prompt: int = Field(128, gt=0)
     """Longest prompt in tokens; longer ones are passed over."""
     sampling: Sampling = Sampling()
+    engines: Engines = Engines()
     rewards: list[Term] = Field(min_length=1)
     bad_gold: Literal["refuse", "drop"] = "refuse"
     """What to do, before a model is loaded, with rows whose own answer a verifier cannot understand."""
+    refill: int = Field(0, ge=0)
+    """Dynamic sampling (DAPO): how often groups without signal are replaced by other prompts' groups before
+    the step is trained."""
     loss: Loss = Loss()
     correction: Correction = Correction()
     optim: Optim = Optim(lr=1e-6, weight_decay=0.0)

@@ -30,7 +30,7 @@ from onebase.errors import UserError
 from onebase.recipe import Term
 from onebase.verifiers.base import Verdict, error_class, judge
 from onebase.verifiers.pool import VerifierPool
-from onebase.verifiers.registry import is_inline, limits, load, load_gold
+from onebase.verifiers.registry import is_inline, limits, load, load_batch, load_gold
 from onebase.wording import hint, listed
 
 
@@ -188,10 +188,24 @@ def score(
         wanted = [i for i, of in enumerate(verdicts) if name == first or opened(by_name, name, of)]
         term = by_name[name]
         calls = [{**rows[i], **term.options, "completion": completions[i]} for i in wanted]
+        if term.gate is not None:
+            _tell_lengths(calls)
         for i, verdict in zip(wanted, verdicts_of(term, calls), strict=True):
             verdicts[i][name] = verdict
     ordered = [{name: of[name] for name in by_name if name in of} for of in verdicts]
     return [Scored(combine(by_name, of, step), of) for of in ordered]
+
+
+def _tell_lengths(calls: list[dict[str, Any]]) -> None:
+    """Of a gated term: the lengths of all completions of a row's group for which the gate is open, so that a
+    cost can be relative to the correct ones."""
+    lengths: dict[Any, list[int]] = {}
+    for call in calls:
+        if "group" in call and "n_tokens" in call:
+            lengths.setdefault(call["group"], []).append(call["n_tokens"])
+    for call in calls:
+        if call.get("group") in lengths:
+            call.setdefault("group_tokens", lengths[call["group"]])
 
 
 def _gates_first(terms: Mapping[str, Term]) -> list[str]:
@@ -217,6 +231,9 @@ def verdicts_of(term: Term, calls: Sequence[dict[str, Any]], gold: bool = False)
         return [judge(function, call) for call in calls]
     if not calls:
         return []
+    batch = None if gold or term.workers or term.timeout else load_batch(term.verifier)
+    if batch is not None:
+        return batch(calls)
     workers = term.workers or limits(term.verifier).workers
     return _pool(term.verifier, workers, on_ray()).run(term.verifier, calls, term.timeout, gold)
 
@@ -239,10 +256,12 @@ def _pool(verifier: str, workers: int | None, ray: bool) -> Pool:
 
 
 def on_ray() -> bool:
-    """Whether verifiers run on a Ray cluster: the process is connected to one, or RAY_ADDRESS names it."""
+    """Whether verifiers run on a Ray cluster: RAY_ADDRESS names it, or the process is connected to one that
+    has more nodes than this."""
     if os.environ.get("RAY_ADDRESS"):
         return True
-    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized() and sum(node["Alive"] for node in ray.nodes()) > 1
 
 
 # What came of it, for the metrics of a step.
@@ -251,15 +270,15 @@ def on_ray() -> bool:
 def outcomes(scored: Sequence[Scored]) -> dict[str, float]:
     """Shares of a step's completions by verdict, for each term, as `verdict.NAME.*`.
 
-    right (1), wrong (0) and partial; error.CLASS for each class of errors (verifiers.base); unasked: behind a
-    closed gate; class.WORD for what the verifier itself tells in details["class"]; unlike_first: judged right
+    right (1), wrong (0), partial and error, and of the errors error.CLASS (verifiers.base); unasked: behind a
+    closed gate; class.WORD: what the verifier itself tells in details["class"]; unlike_first: judged right
     where the first term says wrong, or the reverse, as a share of what both judged; seconds: mean of a call,
     seconds_max the slowest.
     """
     names = list(dict.fromkeys(name for s in scored for name in s.verdicts))
     out: dict[str, float] = {}
     for turn, name in enumerate(names):
-        counts: Counter[str] = Counter()
+        counts = Counter({"right": 0, "wrong": 0, "partial": 0, "error": 0})
         both = unlike = 0
         seconds: list[float] = []
         for s in scored:
@@ -282,7 +301,7 @@ def _outcome(verdict: Verdict | None) -> list[str]:
     if verdict is None:
         return ["unasked"]
     if verdict.error is not None:
-        return [f"error.{error_class(verdict.error)}"]
+        return ["error", f"error.{error_class(verdict.error)}"]
     kinds = {1.0: "right", 0.0: "wrong"}
     counted = [kinds.get(verdict.reward, "partial")]  # type: ignore[arg-type]
     word = verdict.details.get("class")

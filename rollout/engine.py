@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -53,6 +53,10 @@ class Rollout:
     def weight_version(self) -> int:
         """Of the first token: the oldest."""
         return self.versions[0][1]
+
+    def plain(self) -> dict[str, Any]:
+        """The fields, as they are stored in a state."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 class Engine(Protocol):

@@ -61,6 +61,8 @@ class WeightSync:
     probe: list[list[int]] = field(init=False)
     first_gap: float = field(init=False)
     """Mean |difference| when both hold the same checkpoint."""
+    furthest: str = field(init=False, default="the engine")
+    """The replica that the last comparison found furthest off."""
 
     def __post_init__(self) -> None:
         self.probe = probe_batch(self.model)
@@ -85,9 +87,12 @@ class WeightSync:
     def gap(self) -> float:
         """Mean |log-probability difference| over the probe, of the replica that is furthest off."""
         ours = logprobs_of(self.model, self.probe)
-        return max(
-            float((ours - torch.tensor(theirs)).abs().mean()) for theirs in self.engine.logprobs(self.probe)
-        )
+        answers = self.engine.logprobs(self.probe)
+        gaps = [float((ours - torch.tensor(theirs)).abs().mean()) for theirs in answers]
+        worst = max(range(len(gaps)), key=lambda i: (gaps[i] != gaps[i], gaps[i]))
+        names = getattr(self.engine, "replicas", [])
+        self.furthest = names[worst] if names else "the engine"
+        return gaps[worst]
 
     def _absolute(self) -> float:
         return TOLERANCE[self.model.head_weight.dtype]
@@ -115,7 +120,7 @@ class WeightSync:
 
     def _fail(self, gap: float, tolerance: float, why: str) -> None:
         text = (
-            f"the engine does not hold the trainer's weights: mean |log-probability difference| {gap:.3g} "
+            f"{self.furthest} does not hold the trainer's weights: mean |log-probability difference| {gap:.3g} "
             f"on the probe, allowed {tolerance:.3g}; {why}"
         )
         if not self.warn:

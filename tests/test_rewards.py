@@ -414,12 +414,15 @@ def test_outcomes_count_every_class_apart() -> None:
         "verdict.first.wrong": 0.25,
         "verdict.first.class.unparsed": 0.25,
         "verdict.first.partial": 0.125,
+        "verdict.first.error": 0.375,
         "verdict.first.error.timeout": 0.125,
         "verdict.first.error.gold": 0.25,
         "verdict.first.seconds": 4.5 / 8,
         "verdict.first.seconds_max": 3.5,
         "verdict.second.right": 0.375,
+        "verdict.second.wrong": 0.0,
         "verdict.second.partial": 0.125,
+        "verdict.second.error": 0.375,
         "verdict.second.unasked": 0.125,
         "verdict.second.error.other": 0.125,
         "verdict.second.error.killed": 0.25,
@@ -428,3 +431,36 @@ def test_outcomes_count_every_class_apart() -> None:
         "verdict.second.seconds_max": 0.0,
     }
     assert outcomes([]) == {}
+
+
+def test_a_gated_cost_is_relative_to_the_correct_of_its_group() -> None:
+    """The shortest correct completion of each group earns the term, the longest nothing, wrong ones
+    nothing."""
+    terms = [
+        Term(verifier="math_answer"),
+        Term(verifier="length", weight=0.5, gate="math_answer", options={"cost": "range"}),
+    ]
+    cases = [  # group, tokens, right
+        (0, 10, True), (0, 30, True), (0, 20, True), (0, 5, False),
+        (1, 100, True), (1, 200, True), (1, 50, False),
+    ]  # fmt: skip
+    rows = [{"problem": "", "answer": "4", "group": g, "n_tokens": n} for g, n, _ in cases]
+    texts = ["\\boxed{4}" if right else "\\boxed{5}" for _, _, right in cases]
+    got = [scored.reward for scored in score(rows, texts, terms)]
+    assert got == pytest.approx([1.5, 1.0, 1.25, 0.0, 1.5, 1.0, 0.0])
+    assert not any("group_tokens" in row for row in rows)
+
+
+def test_a_verifier_of_batches_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onebase.verifiers import judge as judging
+
+    asked: list[int] = []
+
+    def verify_batch(rows: Any) -> list[Verdict]:
+        asked.append(len(rows))
+        return [Verdict(float(row["completion"] == "yes"), "as told") for row in rows]
+
+    monkeypatch.setattr(judging, "verify_batch", verify_batch)
+    rows = [{"problem": "?", "answer": "yes"}] * 3
+    got = score(rows, ["yes", "no", "yes"], [Term(verifier="judge", options={"url": "http://127.0.0.1:1"})])
+    assert [scored.reward for scored in got] == [1.0, 0.0, 1.0] and asked == [3]

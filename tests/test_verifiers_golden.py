@@ -12,7 +12,10 @@ from onebase.verifiers.registry import builtin_names, load
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(path for path in GOLDEN.glob("*.jsonl") if path.stem in builtin_names())
 # Scored by something other than a gold answer, so a gold of its own cannot be replayed.
-NO_GOLD = {"worlds", "format_think", "random_reward", "length", "language", "repetition", "regex"}
+NO_GOLD = {
+    "worlds", "format_think", "random_reward", "length", "language", "repetition", "regex", "instruction",
+    "json_schema",
+}  # fmt: skip
 EXPECTED = {"accepted": 1.0, "rejected": 0.0, "adversarial": 0.0}
 
 

@@ -81,9 +81,7 @@ class RayPool:
     ) -> list[Verdict]:
         load(name)  # a wrong name is the caller's error, before anything is sent
         asked = limits(name)
-        bounds = Limits(
-            False, wall_seconds or asked.wall_seconds, asked.memory_mb, None, asked.start_seconds
-        )
+        bounds = Limits(False, wall_seconds or asked.wall_seconds, asked.memory_mb, None, asked.start_seconds)
         batch = _Batch(Job(name, source_of(name), gold), rows, bounds, [None] * len(rows))
         ray = _ray()
         actors = self._hired(ray) if rows else {}

@@ -15,7 +15,7 @@ import inspect
 import linecache
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -30,6 +30,7 @@ GROUP = "onebase.verifiers"
 # Re-entrant, because a file may load another verifier as it is imported.
 _IMPORTING = threading.RLock()
 _read: dict[Path, str] = {}  # files of this process's verifiers, as they were when first asked for
+_loaded: dict[str, Verifier] = {}  # entry points: to look through all installed packages takes milliseconds
 
 
 class Source(NamedTuple):
@@ -61,9 +62,12 @@ def load(name: str, source: Source | None = None) -> Verifier:
         return _from_file(name, source)
     if name in _builtin_names():
         return _callable(importlib.import_module(f"onebase.verifiers.{name}"), "verify", name)
+    if name in _loaded:
+        return _loaded[name]
     found = plugins()
     if name in found:
-        return _from_entry_point(name)
+        _loaded[name] = _from_entry_point(name)
+        return _loaded[name]
     known = sorted({*_builtin_names(), *found})
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -90,6 +94,14 @@ def load_gold(name: str, source: Source | None = None) -> Verifier | None:
         return Verdict(1.0, "understood") if problem is None else failed(f"gold: {problem}")
 
     return gold
+
+
+def load_batch(name: str) -> Callable[[Sequence[dict[str, Any]]], list[Verdict]] | None:
+    """A built-in's `verify_batch(rows)`, which judges in this process and bounds its own work: it asks a
+    server many questions at a time, or runs a model on a batch."""
+    if name not in _builtin_names():
+        return None
+    return getattr(module_of(load(name)), "verify_batch", None)
 
 
 def limits(name: str) -> Limits:
