@@ -211,13 +211,12 @@ class RayEngines:
     def _turn(self, ahead: float = 0.0) -> None:
         if self.dead:
             raise self.dead
-        self._send(0.0)
-        self._receive(self.patience.pump + 0.05)
-        if ahead:  # wait for the other short orders, which end at about the same time
-            flights = [s.flight for s in self.seats.values() if s.order is not None]
-            if flights:
-                self.ray.wait(flights, num_returns=len(flights), timeout=self.patience.pump)
-                self._receive(0.0)
+        if ahead:  # first let what is out there come back, which has been told to be short
+            while any(s.order is not None for s in self.seats.values()):
+                self._receive(self.patience.pump)
+        else:
+            self._send(0.0)
+            self._receive(self.patience.pump + 0.05)
         self._send(ahead)
 
     def _send(self, ahead: float) -> None:
@@ -258,14 +257,19 @@ class RayEngines:
         if not flights:
             return
         first = min(s.deadline for s in flights.values()) - time.monotonic()
+        flights |= {s.where_ref: s for s in self.seats.values() if s.where_ref is not None}
         come, _ = self.ray.wait(list(flights), num_returns=1, timeout=max(0.0, min(seconds, first)))
         if come and len(flights) > 1:
             come, _ = self.ray.wait(list(flights), num_returns=len(flights), timeout=0)
         for ref in come:
-            self._take_in(flights[ref], ref)
+            seat = flights[ref]
+            if ref == seat.where_ref:
+                self._locate(seat)
+            elif seat.number in self.seats:
+                self._take_in(seat, ref)
         now = time.monotonic()
         for ref, seat in flights.items():
-            if ref not in come and now > seat.deadline:
+            if ref not in come and now > seat.deadline and seat.number in self.seats:
                 self._late(seat)
 
     def _take_in(self, seat: Seat, ref: Any) -> None:
@@ -295,7 +299,7 @@ class RayEngines:
 
     def _begun(self, seat: Seat, reply: Ready | str) -> None:
         """The answer to a start."""
-        seat.where = self.ray.get(seat.where_ref, timeout=REPLY_SECONDS)
+        self._locate(seat)
         if isinstance(reply, str):
             if not self.complete:
                 raise UserError(reply)
@@ -344,25 +348,26 @@ class RayEngines:
     # -- faults
 
     def _late(self, seat: Seat) -> None:
-        found, _ = self.ray.wait([seat.where_ref], timeout=0)
-        if not seat.started and not found:  # the cluster has no room for it
+        if seat.where is None:
             if any(s.working for s in self.seats.values()):
-                seat.deadline = time.monotonic() + self.patience.start
+                seat.deadline = time.monotonic() + self.patience.room  # the others go on meanwhile
                 return
-            free = self.ray.available_resources()
-            why = f"no process was started for it: it needs {self.place.bundle()}, free are {free}"
+            free, needed = self.ray.available_resources(), self.place.bundle()
+            room = ", ".join(f"{free.get(k, 0):g} {k}s" for k in needed)
+            why = f"no process came up for it within {self.patience.room:g} s; free in the cluster: {room}"
         else:
-            wanted = self.patience.start if not seat.started else self.patience.grace
-            why = f"it did not answer within {wanted:g} s"
+            allowed = self.patience.grace if seat.started else self.patience.start
+            why = f"it did not answer within {allowed:g} s"
         self._replace(seat, why, late=True)
 
     def _replace(self, seat: Seat, why: str, late: bool = False) -> None:
         """Kill it, give its requests to others, start another, unless that has been done too often."""
+        self._locate(seat)
         aboard: list[int] = []
         if seat.number in self.router.places:
             aboard = self.router.leave(seat.number)
         del self.seats[seat.number]
-        said = self._last_words(seat)
+        said = last_line(self.ray, seat.where.node, seat.where.logs) if seat.where else ""
         self._kill(seat)
         now = time.monotonic()
         reason = f"{why}; its last line: {said}" if said else why
@@ -395,24 +400,23 @@ class RayEngines:
             actor=actor,
             where_ref=actor.where.remote(),
             flight=actor.start.remote(self.make, max(1, int(self.place.cpus))),
-            deadline=time.monotonic() + self.patience.start,
+            deadline=time.monotonic() + self.patience.room,
         )
 
-    def _last_words(self, seat: Seat) -> str:
-        self._locate(seat)
-        return last_line(self.ray, seat.where.node, seat.where.logs) if seat.where else ""
-
     def _locate(self, seat: Seat) -> None:
-        if seat.where is None and self.ray.wait([seat.where_ref], timeout=0)[0]:
-            try:
-                seat.where = self.ray.get(seat.where_ref, timeout=REPLY_SECONDS)
-            except self.ray.exceptions.RayError:
-                pass  # it died before it could say
+        """Take in where it runs, if it has said so; from then on its start counts."""
+        if seat.where_ref is None or not self.ray.wait([seat.where_ref], timeout=0)[0]:
+            return
+        try:
+            seat.where = self.ray.get(seat.where_ref, timeout=REPLY_SECONDS)
+            seat.deadline = time.monotonic() + self.patience.start
+        except self.ray.exceptions.RayError:
+            pass  # it died before; its start's reply says so, too
+        seat.where_ref = None
 
     def _kill(self, seat: Seat) -> None:
         """Ray gives a process some seconds to leave, which a stopped one does not use; on this host it is
         done at once, so that its memory is free for the next."""
-        self._locate(seat)
         self.ray.kill(seat.actor)
         if seat.where is None or seat.where.node != self.ray.get_runtime_context().get_node_id():
             return

@@ -28,10 +28,10 @@ class Patience:
     grace: float = 120.0
     """Seconds beyond that until it counts as hung: for the longest step, the first with its compilation, or
     a load."""
-    start: float = 900.0
-    """Seconds for an engine's start; vLLM may take minutes."""
     room: float = 60.0
-    """Seconds to wait for the cluster to have room."""
+    """Seconds for the cluster to have room, and for a process to come up."""
+    start: float = 900.0
+    """Seconds for the engine's start in it; vLLM may take minutes."""
     stall: float = 3600.0
     """Seconds in which an engine with requests must end at least one."""
     replacements: int = 8
@@ -79,6 +79,7 @@ class Seat:
     """Which of the engines it is, also after replacements."""
     actor: Any
     where_ref: Any
+    """Reference of `where`; None when that has come."""
     flight: Any
     """Reference of the reply to come; None when it is idle."""
     deadline: float
@@ -127,7 +128,7 @@ def distrust(
     if reply.version != version:
         return f"it reports weight version {reply.version}, {version} was sent"
     known = seat.versions | {e.version for e in loaded}
-    names = Counter(number for number, _ in reply.ended) + Counter(reply.refused)
+    names = Counter([*(number for number, _ in reply.ended), *reply.refused])
     for number, times in names.items():
         if number not in running or times > 1:
             return f"it answers request {number} {'twice' if times > 1 else 'that it does not have'}"
