@@ -16,7 +16,7 @@ test: $(VENV)/.ready-dev lint
 # vLLM's CPU build exists for Linux; it has an environment of its own, as it wants none of torch's companions.
 ifeq ($(shell uname -s),Linux)
 test-vllm: $(VLLM)/.ready
-	$(VLLM)/bin/python -m pytest -q tests/test_vllm_engine.py tests/test_ray_engines.py -k vllm
+	$(VLLM)/bin/python -m pytest -q tests/test_vllm_engine.py tests/test_ray_vllm.py
 else
 test-vllm:
 	@echo "vLLM's CPU build is for Linux: its tests are left out"

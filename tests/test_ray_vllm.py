@@ -1,5 +1,5 @@
-"""vLLM as it is, in Ray actors on a CPU: two engines from one folder against our forward, weights proven in both,
-one of them killed under way.  Skipped where vLLM or Ray is not installed."""
+"""vLLM as it is, in Ray actors on a CPU: two engines from one folder against our forward, weights proven in
+both, one of them killed under way.  Skipped where vLLM or Ray is not installed."""
 
 from __future__ import annotations
 

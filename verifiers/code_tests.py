@@ -39,6 +39,8 @@ from onebase.verifiers.code_task import Task, read_task
 from onebase.verifiers.sandbox import Limits, SandboxError
 
 REASON = 300
+WALL_SECONDS = 180.0  # the CPU limits decide; this is for a machine so loaded that they are far off
+MEMORY_MB = 8192  # address space, the sandbox's included, which limits each run itself
 
 
 def verify(
@@ -70,9 +72,10 @@ def verify(
     `float_tolerance`: allowed difference, absolute or relative; exact without.
     `limits`: fields of `sandbox.Limits`, cpu_seconds being that of one test; `row_cpu_seconds` bounds
     all tests of the row together; `idle_seconds`: how long a test may sleep (`code_patience`).
-    `demand`: layers of isolation without which nothing runs.  `packages`: what the solution may import.
-    `language`: {"file": "main.js", "command": ["node", "{file}"]} for stdio tests in another language, with
-    "tags" (of its fenced blocks), and for compilers "build": [...] and "built": the file that this makes."""
+    `demand`: layers of isolation without which nothing runs (empty: `sandbox.DEMAND`).  `packages`: what the
+    solution may import. `language`: {"file": "main.js", "command": ["node", "{file}"]} for stdio tests in
+    another language, with "tags" (of its fenced blocks), and for compilers "build": [...] and "built": the
+    file that this makes."""
     start = time.perf_counter()
     try:
         settings = Settings(
