@@ -10,12 +10,11 @@ from onebase.verifiers.math_cursor import Cursor
 from onebase.verifiers.math_grammar import answer
 from onebase.verifiers.math_lex import Unreadable, clean, tokenize
 from onebase.verifiers.math_policy import LIMITS
-from onebase.verifiers.math_text import normal_text, special_text
+from onebase.verifiers.math_text import normal_text, special_text, unwrap
 from onebase.verifiers.math_tree import Node
 
-_COMMANDS = re.compile(r"\\[A-Za-z]+")
 _LEAD = re.compile(r"^(?:=|\\approx|\\checkmark)\s*|\s*\\checkmark$")
-_WORDS = re.compile(r"[A-Za-z]{3,}")
+_PROSE = re.compile(r"[^\W\d_]*(?:[\s{}.,;:'-]+[^\W\d_]+)*[\s{}.,;:']*")
 
 
 def parse_strict(text: str, merge_commas: bool) -> Node:
@@ -46,8 +45,8 @@ def _readings(text: str) -> tuple[Node, ...]:
             continue
         if node not in found:
             found.append(node)
-    if not found or _WORDS.search(_COMMANDS.sub(" ", text)):
-        found.append(Node("text", (normal_text(text),)))  # prose may also be meant as it stands
+    if not found or _PROSE.fullmatch(unwrap(text)):
+        found.append(Node("text", (normal_text(text),)))  # words alone may also be meant as they stand
     return tuple(found)
 
 

@@ -45,13 +45,14 @@ def unwrap(text: str) -> str:
 
 
 def normal_text(text: str) -> str:
-    """Letters and digits in lower case (single letters keep theirs), accents and everything else dropped."""
+    """Words in lower case (single letters keep theirs) without punctuation and article.  A hyphen goes only
+    from between letters, and a point only where no digit follows: elsewhere they are part of a number."""
     bare = unicodedata.normalize("NFKC", unwrap(text)).strip()
-    compact = re.sub(r"[\s{}.,;:!?\"'`*]+", " ", bare).strip()
+    compact = re.sub(r"[\s{};:!?\"'`]+|[.,](?!\d)|\*(?!\*)", " ", bare).strip()
     if len(compact) == 1:
         return compact
     compact = re.sub(r"^(?:the|a|an) (?=\w)", "", compact.lower())
-    return re.sub(r"[\s\-_]+", "", compact)
+    return re.sub(r"\s+|(?<=[^\W\d_])[-_](?=[^\W\d_])", "", compact)
 
 
 def special_text(text: str) -> Node | None:
