@@ -16,11 +16,20 @@ from typing import Any
 
 from onebase.verifiers.base import Verdict, failed
 from onebase.verifiers.math_compare import same_answer
-from onebase.verifiers.math_extract import boxes, extract
+from onebase.verifiers.math_extract import boxes, extract, in_prose
 from onebase.verifiers.math_lex import undouble
 from onebase.verifiers.math_parse import readings
-from onebase.verifiers.math_policy import LIMITS, Policy, make_policy
-from onebase.verifiers.math_text import choice_letter, labelled_choice, normal_text, special_text
+from onebase.verifiers.math_policy import DEFAULT, LIMITS, Policy, make_policy
+from onebase.verifiers.math_prose import chosen_letter, is_sentence
+from onebase.verifiers.math_text import (
+    choice_letter,
+    labelled_choice,
+    normal_text,
+    predicate,
+    special_text,
+    spoken,
+    yes_or_no,
+)
 from onebase.verifiers.math_tree import Node, ops
 from onebase.verifiers.math_values import FalseChain
 
@@ -149,6 +158,8 @@ def compare(gold: Gold, text: str, policy: Policy) -> tuple[float, str]:
         text = re.sub(r"(?<=\d),(?=\d)(?!\d{3}(?!\d))", ".", text)
     untrue = None
     candidates = readings(text)
+    if (said := _said(gold, text)) is not None:
+        candidates = (*candidates, *readings(said))
     if gold.letter is None and (labelled := labelled_choice(text)) is not None:
         candidates = (*candidates, *readings(labelled[1]))  # `(C) 42` where the gold is the content
     for answer_node in candidates:
@@ -169,6 +180,19 @@ def compare(gold: Gold, text: str, policy: Policy) -> tuple[float, str]:
     return 0.0, f"{kind} {gold.text[:80]!r}"
 
 
+def _said(gold: Gold, text: str) -> str | None:
+    """What a sentence in a box or tag says, read as the gold is: `The answer is 5`, `Yes, it is`."""
+    sentence = spoken(text)
+    if not is_sentence(sentence):
+        return None
+    if gold.kind == "value":
+        found = in_prose(sentence, DEFAULT, "value")
+        return found.text if found.how != "the whole text" else None
+    if gold.nodes[0] in (Node("text", ("yes",)), Node("text", ("no",))):
+        return yes_or_no(sentence)
+    return predicate(sentence)
+
+
 def _chained(text: str) -> bool:
     """Text equality must not wave through an untrue chain that is also the gold's typing."""
     return (
@@ -180,10 +204,12 @@ def _chained(text: str) -> bool:
 
 def _choice(gold: Gold, text: str) -> tuple[float, str] | None:
     """Letter against letter, or against the content of a labelled gold; None when the text is no choice."""
-    letter = choice_letter(text)
+    letter = choice_letter(text.strip("* "))
     content = None
     if letter is None and (labelled := labelled_choice(text)) is not None:
         letter, content = labelled
+    if letter is None and is_sentence(spoken(text)) and (chosen := chosen_letter(spoken(text))) is not None:
+        letter = chosen.text or "?"
     if letter is not None:
         if letter != gold.letter:
             return 0.0, f"differs from choice {gold.letter}"

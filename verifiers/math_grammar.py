@@ -21,7 +21,7 @@ RELATIONS = {
     "cmd doteq": "=", "cmd to": "->", "cmd rightarrow": "->", "cmd mapsto": "->", "cmd subset": "sub",
     "cmd subseteq": "sub", "cmd notin": "notin", "cmd propto": "propto", "cmd perp": "perp",
     "cmd parallel": "par", "cmd mid": "mid", "cmd coloneqq": "=", "cmd Rightarrow": "->",
-    "cmd implies": "->", "cmd iff": "->",
+    "cmd implies": "->", "cmd iff": "->", "cmd longrightarrow": "->", "cmd Longrightarrow": "->",
 }  # fmt: skip
 SEPARATORS = {",", ";", "and", "or", "cmd land", "cmd lor", "cmd wedge", "cmd vee"}
 
@@ -128,7 +128,8 @@ def product(c: Cursor) -> Node:
             factors = [Node("fn", ("pmod", T.mul(*factors), math_primary.power(c)))]
         elif c.starts_factor() and not (after_text and c.peek().kind == "num"):
             before, token = c.previous(), c.peek()
-            if token.kind == "num" and before.kind == "num":
+            powers = factors[-1].op == "pow" and c.key(1) == "^"  # 2^6 3^5
+            if token.kind == "num" and before.kind == "num" and not powers:
                 both = mixed(c, factors[-1])
                 if both is None:
                     raise Unreadable("two numbers side by side")

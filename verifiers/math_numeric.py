@@ -143,12 +143,11 @@ class Evaluator:
         cells = [self.value(cell) for cell in node.args[1:]]
         return self.mp.det(self.mp.matrix([cells[i : i + columns] for i in range(0, len(cells), columns)]))
 
-    def big(self, kind: str, low: Node, high: Node, body: Node) -> Any:
+    def big(self, kind: str, low: Node, high: Node, body: Node, index: Node) -> Any:
         """A sum or product with integer ends, term by term."""
         if kind not in ("sum", "prod") or low.op != "rel" or low.args[0] != ("=",):
             raise NoValue(kind)
-        index, start = low.args[1], self.value(low.args[2])
-        end = self.value(high)
+        start, end = self.value(low.args[2]), self.value(high)
         if index.op not in ("sym", "const") or not self.mp.isint(start) or not self.mp.isint(end):
             raise NoValue(kind)
         if end - start > _MAX_TERMS:
@@ -246,16 +245,24 @@ def _points(names: list[str], signed: bool) -> list[dict[str, Any]]:
     return points
 
 
+def _counts(node: Node) -> bool:
+    """Whether a symbol counts terms, so that only whole numbers make sense for it."""
+    return any(p.op == "big" and p.args[0] in ("sum", "prod") and symbols(p) for p in walk(node))
+
+
 def same_function(left: Node, right: Node, natural_log: bool = True, digits: int = 20) -> bool:
     """Equality of two expressions in free symbols at seeded points.  Symbols are positive unless a modulus, a
     sign or an even root of a square shows that the author meant both signs.  NoValue when too few points
     decide."""
     names = sorted(symbols(left) | symbols(right))
+    whole = _counts(left) or _counts(right)
     signed = _cares_for_sign(left) or _cares_for_sign(right)
     mp = context()
     mp.dps = 30
     judged = 0
-    for point in _points(names, signed):
+    for number, point in enumerate(_points(names, signed)):
+        if whole:
+            point = {name: mp.mpf(2 + (3 * number + at) % 7) for at, name in enumerate(names)}
         values = []
         for node in (left, right):
             try:

@@ -8,12 +8,13 @@ from functools import lru_cache
 
 from onebase.verifiers.math_cursor import Cursor
 from onebase.verifiers.math_grammar import answer
-from onebase.verifiers.math_lex import Unreadable, clean, tokenize
+from onebase.verifiers.math_lex import Unreadable, clean, tokenize, written_out
 from onebase.verifiers.math_policy import LIMITS
-from onebase.verifiers.math_text import normal_text, special_text, unwrap
+from onebase.verifiers.math_text import normal_text, number_in_words, special_text, unwrap
 from onebase.verifiers.math_tree import Node
 
 _LEAD = re.compile(r"^(?:=|\\approx|\\checkmark)\s*|\s*\\checkmark$")
+_EXCEPT = re.compile(r"(?:all\s+)?real\s+numbers\s+except\s+(?:for\s+)?(?:[a-z]\s*=\s*)?([-\d,./\s]+(?:and\s+[-\d./]+)?)\.?", re.I)
 _PROSE = re.compile(r"[^\W\d_]*(?:[\s{}.,;:'-]+[^\W\d_]+)*[\s{}.,;:']*")
 
 
@@ -31,13 +32,19 @@ def readings(text: str) -> tuple[Node, ...]:
 def _readings(text: str) -> tuple[Node, ...]:
     if len(text) > LIMITS.answer_chars:
         return (Node("text", (normal_text(text[: LIMITS.answer_chars + 1]),)),)
-    special = special_text(text)
-    if special is not None:
-        return (special,)
+    text = written_out(text)
+    found: list[Node] = []
+    if (special := special_text(text)) is not None:
+        if special.op != "clock" or special.args[3] or re.search(r":0\d", text):
+            return (special,)
+        found.append(special)  # 7:32 may be a ratio too
+    if (match := _EXCEPT.fullmatch(unwrap(text))) is not None:
+        text = f"\\mathbb{{R}} \\setminus \\{{{match.group(1)}\\}}"
+    elif (written := number_in_words(text)) is not None:
+        text = written
     cleaned = clean(text).strip()
     cleaned = _LEAD.sub("", cleaned)
     cleaned = cleaned if cleaned.endswith("..") else cleaned.removesuffix(".")
-    found: list[Node] = []
     for merge in (True, False):
         try:
             node = parse_strict(cleaned, merge)
