@@ -159,7 +159,7 @@ def _as_sets(gold: Node, answer: Node, policy: Policy) -> str | None:
     plain = {strip(gold).op, strip(answer).op} <= {"tuple", "list", "set"}
     if plain and not any(_unions(node) or T.INF in T.walk(node) for node in (gold, answer)):
         return None
-    if all_solved(gold) and not all_solved(answer):
+    if not policy.unsolved and all_solved(gold) and not all_solved(answer):
         return None  # 2x - 4 > 0 restates the problem whose answer is x > 2
     joined = bool({"union", "inter", "minus"} & {gold.op, answer.op})
     try:
@@ -190,7 +190,7 @@ def _set_like(node: Node) -> bool:
 def _same_item(gold: Item, answer: Item, policy: Policy) -> str | None:
     """One answer against one, names and stated approximations considered."""
     if gold.name is not None and answer.name is not None and not _same_name(gold.name, answer.name):
-        return _same_equation(_equation(gold), _equation(answer))
+        return _same_equation(_equation(gold), _equation(answer), policy)
     if not policy.assignment and (gold.name is None) != (answer.name is None):
         return None
     how = same_value(gold.value, answer.value, policy)
@@ -199,7 +199,7 @@ def _same_item(gold: Item, answer: Item, policy: Policy) -> str | None:
     if how is None and answer.approx is not None and gold.value.op == "dec":
         how = same_value(gold.value, answer.approx, policy)
     if how is None and (gold.name is not None or answer.name is not None):
-        how = _same_equation(_equation(gold), _equation(answer))
+        how = _same_equation(_equation(gold), _equation(answer), policy)
     return how
 
 
@@ -413,24 +413,26 @@ def _same_relation(gold: Node, answer: Node, policy: Policy) -> str | None:
         if gold.args[0] == turn.args[0] and _all_same(gold.args[1:], turn.args[1:], policy):
             return "the same relation"
     if set(gold.args[0]) | set(answer.args[0]) <= {"="}:
-        return _same_equation(gold, answer)
+        return _same_equation(gold, answer, policy)
     if len(gold.args) == len(answer.args) == 3:
-        return _same_inequality(gold, answer)
+        return _same_inequality(gold, answer, policy)
     return None
 
 
-def _same_equation(gold: Node, answer: Node) -> str | None:
+def _same_equation(gold: Node, answer: Node, policy: Policy) -> str | None:
     """Two equations whose differences of sides are constant multiples of each other."""
     if gold.op != "rel" or answer.op != "rel" or not {*gold.args[0], *answer.args[0]} <= {"=", "~"}:
         return None
-    if len(gold.args) != 3 or len(answer.args) != 3 or (is_solved(gold) and not is_solved(answer)):
+    if len(gold.args) != 3 or len(answer.args) != 3 :
+        return None
+    if not policy.unsolved and is_solved(gold) and not is_solved(answer):
         return None
     ratio = _constant_ratio(T.sub(*gold.args[1:]), T.sub(*answer.args[1:]))
     return "the same equation up to a factor" if ratio is not None else None
 
 
-def _same_inequality(gold: Node, answer: Node) -> str | None:
-    if is_solved(gold) and not is_solved(answer):
+def _same_inequality(gold: Node, answer: Node, policy: Policy) -> str | None:
+    if not policy.unsolved and is_solved(gold) and not is_solved(answer):
         return None
     ratio = _constant_ratio(T.sub(*gold.args[1:]), T.sub(*answer.args[1:]))
     if ratio is None or abs(context().im(ratio)) > 1e-15:

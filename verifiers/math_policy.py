@@ -35,6 +35,9 @@ class Policy:
     """Whether [0,1) and (0,1] differ."""
     unevaluated: bool = False
     """Whether an integral, sum, product or limit left standing is an answer where the gold has none."""
+    unsolved: bool = False
+    """Whether an equation or inequality that is still to be solved (2x = 6, 2x > 4) answers a gold that is
+    solved (x = 3, x > 2, an interval).  It may be the problem itself."""
     assignment: bool = True
     """Whether `x = 5` and `5` are the same answer."""
     base_suffix: Literal["optional", "required"] = "optional"
