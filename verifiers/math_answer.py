@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from onebase.verifiers.base import Verdict, failed
+from onebase.verifiers.math_budget import Exhausted, budget
 from onebase.verifiers.math_compare import same_answer
 from onebase.verifiers.math_extract import boxes, extract, in_prose
 from onebase.verifiers.math_lex import undouble
@@ -145,6 +146,14 @@ def _is_prose(text: str) -> bool:
 
 def compare(gold: Gold, text: str, policy: Policy) -> tuple[float, str]:
     """Reward and reason for an extracted answer against the gold."""
+    try:
+        with budget(LIMITS.comparison_operations):
+            return _compare(gold, text, policy)
+    except Exhausted:
+        return 0.0, "takes more operations to compare than an answer is worth"
+
+
+def _compare(gold: Gold, text: str, policy: Policy) -> tuple[float, str]:
     if len(text) > LIMITS.answer_chars:
         return 0.0, f"is too long ({len(text)} characters)"
     if text in (gold.text, gold.raw) and not _chained(text):

@@ -3,9 +3,7 @@ functions of a cursor: math_grammar (loose), math_primary (tight), math_commands
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
+from onebase.verifiers.math_budget import spend
 from onebase.verifiers.math_lex import FUNCTIONS, Token, Unreadable
 from onebase.verifiers.math_policy import LIMITS
 from onebase.verifiers.math_tree import Node, children
@@ -62,11 +60,29 @@ FACTOR_COMMANDS = (
 )
 
 
+class _Level:
+    """Counts how deep the parser is; an error leaves the count as it is, since it ends the reading."""
+
+    __slots__ = ("depth",)
+
+    def __init__(self) -> None:
+        self.depth = 0
+
+    def __enter__(self) -> None:
+        self.depth += 1
+        spend()
+        if self.depth > LIMITS.depth * 3:  # three levels of grammar for one of brackets
+            raise Unreadable("nested too deeply")
+
+    def __exit__(self, *error: object) -> None:
+        self.depth -= 1
+
+
 class Cursor:
     """A position in the tokens, and where it is: how deep, inside a set, inside bars."""
 
     def __init__(self, tokens: list[Token]) -> None:
-        self.tokens, self.position, self.depth = tokens, 0, 0
+        self.tokens, self.position, self.level = tokens, 0, _Level()
         self.in_set = False  # inside {… | …}, where | and : divide name from condition
         self.bars = 0
         self.enclosed = 0  # inside round or square brackets, where [ may close as in [0,1[
@@ -106,13 +122,9 @@ class Cursor:
     def trailing_comma(self) -> bool:
         return self.previous().value == ","
 
-    @contextmanager
-    def deeper(self) -> Iterator[None]:
-        self.depth += 1
-        if self.depth > LIMITS.depth * 3:  # three levels of grammar for one of brackets
-            raise Unreadable("nested too deeply")
-        yield
-        self.depth -= 1
+    def deeper(self) -> _Level:
+        """`with c.deeper():` round each rule that can hold itself."""
+        return self.level
 
     def starts_factor(self) -> bool:
         token = self.peek()

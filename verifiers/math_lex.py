@@ -391,6 +391,8 @@ def _is_unit_phrase(text: str, after_number: bool) -> bool:
 
 def decimal(text: str) -> tuple[Fraction, int, int] | Fraction:
     """An integer as a Fraction; a decimal with its significant digits and decimals as typed."""
+    if len(text) < 300 and text.isdecimal():
+        return Fraction(int(text))
     mantissa, _, exponent = text.lower().partition("e")
     if len(mantissa) > LIMITS.digits or len(exponent) > 6 or abs(int(exponent or 0)) > LIMITS.digits:
         raise Unreadable(f"a number of over {LIMITS.digits} digits")

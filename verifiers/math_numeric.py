@@ -12,13 +12,13 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+from onebase.verifiers.math_budget import spend
 from onebase.verifiers.math_exact import TooBig, based_value
 from onebase.verifiers.math_tree import Node, num, ops, substitute, symbols, walk
 
 _local = threading.local()
 _MAX_BITS = 1_000_000
 _MAX_TERMS = 400
-_BUDGET = 4_000  # node visits for one evaluation
 
 
 class NoValue(ValueError):
@@ -42,12 +42,10 @@ class Evaluator:
         self.mp = context()
         self.mp.dps = digits
         self.point, self.natural_log = point, natural_log
-        self.visits = 0
+        self.cost = 2 if digits <= 60 else 4
 
     def value(self, node: Node) -> Any:
-        self.visits += 1
-        if self.visits > _BUDGET:
-            raise TooBig("too many operations")
+        spend(self.cost)
         op, args = node
         if op in ("num", "dec"):
             return self.mp.mpf(args[0].numerator) / args[0].denominator
@@ -97,6 +95,7 @@ class Evaluator:
             if self.mp.re(exponent) <= 0:
                 raise NoValue("power of zero")
             return self.mp.mpf(0)
+        spend(10 * self.cost)
         self.check(abs(exponent) * (abs(self.mp.log(abs(base), 2)) + 5))
         if self.mp.im(base) == 0 and self.mp.re(base) < 0:
             odd = _odd_fraction(exponent_node)
@@ -115,6 +114,7 @@ class Evaluator:
         if name == "root":
             return self.root(*nodes)
         values = [self.value(node) for node in nodes]
+        spend(20 * self.cost)
         for value in values:
             self.check(abs(value) if name in _GROWING else self.mp.log(abs(value) + 1, 2) * 1000)
         function = _TABLE.get(name)

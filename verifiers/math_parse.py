@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from onebase.verifiers.math_budget import Exhausted, budget
 from onebase.verifiers.math_cursor import Cursor
 from onebase.verifiers.math_grammar import answer
 from onebase.verifiers.math_lex import Unreadable, clean, tokenize, written_out
@@ -25,11 +26,20 @@ def parse_strict(text: str, merge_commas: bool) -> Node:
 
 def readings(text: str) -> tuple[Node, ...]:
     """Every reading of an answer's text, the likeliest first: 1,234 is one number, or else two; what does not
-    parse is text.  Short texts are cached: a group of rollouts shares its gold and many of its answers."""
-    return _cached(text) if len(text) <= LIMITS.cached_chars else _readings(text)
+    parse is text.  Short texts are cached, since a group of rollouts shares its gold and many of its answers; of
+    long ones only the last few, since one judgement looks at its own several times."""
+    return _cached(text) if len(text) <= LIMITS.cached_chars else _cached_long(text)
 
 
 def _readings(text: str) -> tuple[Node, ...]:
+    try:
+        with budget(LIMITS.reading_operations):
+            return _read(text)
+    except Exhausted:
+        return (Node("text", (normal_text(text[: LIMITS.answer_chars]),)),)
+
+
+def _read(text: str) -> tuple[Node, ...]:
     if len(text) > LIMITS.answer_chars:
         return (Node("text", (normal_text(text[: LIMITS.answer_chars + 1]),)),)
     text = written_out(text)
@@ -45,7 +55,7 @@ def _readings(text: str) -> tuple[Node, ...]:
     cleaned = clean(text).strip()
     cleaned = _LEAD.sub("", cleaned)
     cleaned = cleaned if cleaned.endswith("..") else cleaned.removesuffix(".")
-    for merge in (True, False):
+    for merge in (True, False) if "," in cleaned else (True,):
         try:
             node = parse_strict(cleaned, merge)
         except (Unreadable, RecursionError, ZeroDivisionError):
@@ -58,3 +68,4 @@ def _readings(text: str) -> tuple[Node, ...]:
 
 
 _cached = lru_cache(maxsize=2048)(_readings)
+_cached_long = lru_cache(maxsize=8)(_readings)

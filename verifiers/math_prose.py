@@ -236,17 +236,19 @@ def _runs(text: str) -> list[Span]:
     """Runs of words that are numbers, symbols or units, cut where the brackets balance at a comma."""
     found: list[Span] = []
     current: list[tuple[int, int, str]] = []
+    opened = 0
     for match in _WORDISH.finditer(text.replace("\x00", " ")):
         word = match.group()
         core = word.strip("\"'`*_!?").rstrip(".:" if not word.endswith("..") else ":")
         core = "*" if word == "*" and current else core
         if _is_mathy(core, bool(current)):
             current.append((match.start() + word.index(core) if core else match.start(), match.end(), core))
-            joined = " ".join(part for _, _, part in current)
-            if word[-1] in ",;" and joined.count("(") + joined.count("[") <= joined.count(")") + joined.count("]"):
+            opened += sum(core.count(mark) for mark in "([") - sum(core.count(mark) for mark in ")]")
+            if word[-1] in ",;" and opened <= 0:
                 _flush(current, found)
         else:
             _flush(current, found)
+        opened = opened if current else 0
     _flush(current, found)
     return found
 

@@ -28,6 +28,8 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+from onebase.verifiers.math_budget import spend
+
 
 class Node(NamedTuple):
     op: str
@@ -85,6 +87,7 @@ def walk(node: Node) -> Iterator[Node]:
     stack = [node]
     while stack:
         top = stack.pop()
+        spend()
         yield top
         stack.extend(arg for arg in top.args if isinstance(arg, Node))
 
@@ -95,6 +98,7 @@ def ops(node: Node) -> set[str]:
 
 def symbols(node: Node) -> set[str]:
     """The free symbols: the index of a sum or integral is none."""
+    spend()
     if node.op == "sym":
         return {node.args[0]}
     found: set[str] = set()
@@ -108,6 +112,7 @@ def rebuild(node: Node, args: list[Any]) -> Node:
 
 
 def substitute(node: Node, old: Node, new: Node) -> Node:
+    spend()
     if node == old:
         return new
     if not any(isinstance(arg, Node) for arg in node.args):
@@ -118,6 +123,7 @@ def substitute(node: Node, old: Node, new: Node) -> Node:
 def normal(node: Node) -> Node:
     """A form in which order and nesting of sums and products no longer matter; cheap, proves equality
     only."""
+    spend(2)
     if node.op == "paren":
         return normal(node.args[0])
     if node.op == "big":
