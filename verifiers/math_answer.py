@@ -17,11 +17,11 @@ from typing import Any
 from onebase.verifiers.base import Verdict, failed
 from onebase.verifiers.math_budget import Exhausted, budget
 from onebase.verifiers.math_compare import same_answer
-from onebase.verifiers.math_extract import boxes, extract, in_prose
+from onebase.verifiers.math_extract import boxes, extract
 from onebase.verifiers.math_lex import undouble
 from onebase.verifiers.math_parse import readings
 from onebase.verifiers.math_policy import DEFAULT, LIMITS, Policy, make_policy
-from onebase.verifiers.math_prose import chosen_letter, is_sentence
+from onebase.verifiers.math_prose import announced, chosen_letter, closing, is_sentence
 from onebase.verifiers.math_text import (
     choice_letter,
     labelled_choice,
@@ -115,6 +115,8 @@ def _read_gold(answer: str) -> Gold | str:
     if letter is None and (labelled := labelled_choice(text)) is not None:
         letter, content = labelled
     nodes = readings(text)
+    if re.fullmatch(r"-?\d{1,3}(?:,\d{3})+", text):
+        nodes = nodes[:1]  # as a gold, 1,200 is one number
     if (
         nodes[0].op == "text"
         and content is None
@@ -195,8 +197,8 @@ def _said(gold: Gold, text: str) -> str | None:
     if not is_sentence(sentence):
         return None
     if gold.kind == "value":
-        found = in_prose(sentence, DEFAULT, "value")
-        return found.text if found.how != "the whole text" else None
+        conditional = re.search(r"\b(?:if|unless|otherwise|assuming|provided|when)\b", sentence, re.I)
+        return None if conditional else (announced(sentence) or closing(sentence, DEFAULT)).text
     if gold.nodes[0] in (Node("text", ("yes",)), Node("text", ("no",))):
         return yes_or_no(sentence)
     return predicate(sentence)
@@ -213,7 +215,7 @@ def _chained(text: str) -> bool:
 
 def _choice(gold: Gold, text: str) -> tuple[float, str] | None:
     """Letter against letter, or against the content of a labelled gold; None when the text is no choice."""
-    letter = choice_letter(text.strip("* "))
+    letter = choice_letter(text.strip("* ")) or (text.upper() if text in tuple("abcdefghij") else None)
     content = None
     if letter is None and (labelled := labelled_choice(text)) is not None:
         letter, content = labelled

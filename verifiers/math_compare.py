@@ -171,7 +171,7 @@ def _as_sets(gold: Node, answer: Node, policy: Policy) -> str | None:
 
 def _unions(node: Node) -> bool:
     return bool(ops(node) & {"union", "inter", "minus", "both"}) or any(
-        p.op == "rel" and set(p.args[0]) & (ORDER | {"in"}) for p in T.walk(node)
+        p.op == "rel" and set(p.args[0]) & (ORDER | {"in", "notin"}) for p in T.walk(node)
     )
 
 
@@ -184,7 +184,7 @@ def _set_like(node: Node) -> bool:
     return node.op in ("union", "inter", "minus", "both", "tuple", "set") or node in (
         Node("const", ("R",)),
         Node("const", ("empty",)),
-    ) or (node.op == "rel" and bool(set(node.args[0]) & (ORDER | {"in"})))  # fmt: skip
+    ) or (node.op == "rel" and bool(set(node.args[0]) & (ORDER | {"in", "notin"})))  # fmt: skip
 
 
 def _same_item(gold: Item, answer: Item, policy: Policy) -> str | None:
@@ -207,6 +207,7 @@ def _same_name(left: Node, right: Node) -> bool:
     a, b = (_head(node) for node in (left, right))
     if Y in (a, b) and any(_is_function_of(node) for node in (left, right)):
         return True  # y = 2x + 1 and f(x) = 2x + 1
+    a, b = _segment(a), _segment(b)
     return a == b or repr(a).replace("paren", "").lower() == repr(b).replace("paren", "").lower()
 
 
@@ -221,6 +222,17 @@ def _head(node: Node) -> Node:
     ):
         return normal(node.args[0])
     return normal(node)
+
+
+def _segment(node: Node) -> Node:
+    """\\overline{AB} and |AB| as AB."""
+    if node.op == "fn" and node.args[0] == "abs" and node.args[1].op == "mul":
+        ends = [str(part.args[0]) for part in node.args[1].args if part.op == "sym"]
+        node = node.args[1] if len(ends) == 2 and "".join(ends).isupper() else node
+    name = str(node.args[0]) if node.op == "sym" else ""
+    if name.startswith("overline ") and name[9:].isalpha():
+        return normal(T.mul(*(Node("sym", (letter,)) for letter in name[9:])))
+    return node
 
 
 def _is_function_of(node: Node) -> bool:
@@ -246,6 +258,8 @@ def same_value(gold: Node, answer: Node, policy: Policy) -> str | None:
         return None
     if how := _as_sets(gold, answer, policy):
         return how
+    if "matrix" in (gold.op, answer.op):
+        gold, answer = _column(gold), _column(answer)
     pair = {gold.op, answer.op}
     if pair == {"tuple"}:
         return _same_tuple(gold, answer, policy)
@@ -266,6 +280,8 @@ def same_value(gold: Node, answer: Node, policy: Policy) -> str | None:
         return _same_time(gold, answer)
     if "text" in pair:
         return _same_text(gold, answer)
+    if "sym" in pair and _segment(gold) == _segment(answer):
+        return "the same segment"
     if pair & {"tuple", "matrix", "rel", "union", "inter", "minus", "both", "builder", "clock"}:
         return None
     if "ratio" in pair:
@@ -306,6 +322,11 @@ def _same_components(gold: Node, answer: Node, policy: Policy) -> str | None:
         return None
     pair = (cells, parts[: len(cells)]) if row is gold else (parts[: len(cells)], cells)
     return "the same vector" if _all_same(*pair, policy) else None
+
+
+def _column(node: Node) -> Node:
+    """A column of two typed as \\binom."""
+    return Node("matrix", (1, *node.args[1:])) if node.op == "fn" and node.args[0] == "binom" else node
 
 
 def _without_label(node: Node, other: Node) -> Node:
@@ -352,6 +373,8 @@ def _ratio_as_quotient(gold: Node, answer: Node, policy: Policy) -> str | None:
     ratio, other = (gold, answer) if gold.op == "ratio" else (answer, gold)
     if len(ratio.args) != 2 or _clock(ratio) or other.op in ("text", "based"):
         return None
+    if other is gold and gold.op in ("num", "dec"):
+        return None  # 18:1 does not answer 18
     how = same_number(T.div(*ratio.args), other, policy)
     return how and f"{how}, the ratio as a quotient"
 

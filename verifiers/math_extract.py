@@ -140,6 +140,7 @@ def boxes(text: str) -> Extraction | None:
             break
         joined.insert(0, before)
     contents = [content.strip().rstrip("\\").strip() for _, _, content in joined]
+    contents = [content[2:-2] if re.fullmatch(r"\*\*[^*]+\*\*", content) else content for content in contents]
     if len(contents) > 1 and len(set(contents)) > 1:
         return Extraction(" , ".join(contents), f"{len(contents)} boxes listed together")
     if not contents[-1]:

@@ -126,6 +126,10 @@ def product(c: Cursor) -> Node:
         elif key in ("cmd pmod",):
             c.next()
             factors = [Node("fn", ("pmod", T.mul(*factors), math_primary.power(c)))]
+        elif key == "(" and c.key(1) == "word mod":
+            c.position += 2
+            factors = [Node("fn", ("pmod", T.mul(*factors), sum_of(c)))]
+            c.take(")")
         elif c.starts_factor() and not (after_text and c.peek().kind == "num"):
             before, token = c.previous(), c.peek()
             powers = factors[-1].op == "pow" and c.key(1) == "^"  # 2^6 3^5

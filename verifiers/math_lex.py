@@ -62,7 +62,7 @@ _SUB = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋]+")
 _DROP = re.compile(
     r"\\\\(?:\s*\[[\d. ]+(?:pt|em|ex|mm|cm)\])?"  # a row end, first: its second half starts no command
     r"|\\(?:left|right|big|Big|bigg|Bigg|bigl|bigr|Bigl|Bigr|biggl|biggr|displaystyle|textstyle|limits|nolimits"
-    r"|thinspace|medspace|thickspace|negthinspace|negmedspace|negthickspace|middle|rm|bf|it|strut|hfill)(?![A-Za-z])"
+    r"|large|Large|LARGE|huge|Huge|small|tiny|normalsize|footnotesize|thinspace|medspace|thickspace|negthinspace|negmedspace|negthickspace|middle|rm|bf|it|strut|hfill)(?![A-Za-z])"
     r"|\\[,;:! ()\[\]]|~|\\(?:hspace|vspace|phantom|color|textcolor)\s*\{[^{}]*\}"
 )
 _GLUE = re.compile(
@@ -143,6 +143,11 @@ def written_out(text: str) -> str:
         text = _TO.sub(":", text)
     if "base" in text:
         text = _BASE.sub(r"_{\1}", text)
+    if "in" in text:
+        text = _INCHES.sub(r" inch", text)
+        text = _MINUTE.sub(" minute", text)
+    if text.count("$") == 1:
+        text = _PRICE.sub(r"\1\\dollar ", text)
     if "0" in text:
         text = _PREFIXED.sub(_prefixed, text)
     if "illion" in text or "thousand" in text:
@@ -152,6 +157,9 @@ def written_out(text: str) -> str:
     return text
 
 
+_INCHES = re.compile(r"(?<=\d)\s*in\b\.?(?=\s*(?:\^|²|$))")
+_MINUTE = re.compile(r"(?<=\d)\s*mins?\b(?!\s*[({\\])")
+_PRICE = re.compile(r"^(\s*-?\s*)\$(?=\s*[\d.])")
 _LARGE = re.compile(
     r"(?<=\d)[\s~]*(\\(?:text|mathrm)\s*\{)?[\s~]*(thousand|million|billion|trillion)\b\s*(\}?)"
 )
@@ -243,6 +251,8 @@ def tokenize(text: str, merge_commas: bool) -> list[Token]:
         if kind == "text":
             body, position = _group(text, position)
             _text_tokens(body, match.group().strip()[1:], spaced, tokens)
+            spaced = body[-1:] in (" ", ":")
+            continue
         elif kind == "env":
             tokens.append(
                 Token("begin" if "begin" in match.group() else "end_env", match.group("name"), spaced)
@@ -350,12 +360,14 @@ def _text_tokens(body: str, command: str, spaced: bool, tokens: list[Token]) -> 
         tokens.append(Token("cmd", "mathbb" + stripped, spaced))
     elif command in ("mathbf", "bm", "boldsymbol") and stripped in ("i", "j", "k"):
         tokens.append(Token("word", f"unit {stripped}", spaced))
-    elif stripped in ("-", "+", "/", "=", "<", ">", ":", "%"):
+    elif stripped in ("-", "+", "/", "=", "<", ">", ":", "%", ",", ";"):
         tokens.append(Token("op", stripped, spaced))
     elif command in ("mathrm", "mathit", "mathsf") and _FORMULA.fullmatch(stripped):
         tokens.extend(tokenize(clean(stripped), True)[:-1])
     elif word in _CONNECTORS:
         tokens.append(Token("sep", word, spaced))
+    elif word == "in" and tokens and tokens[-1].kind == "num":
+        tokens.append(Token("unit", "inch", spaced))
     elif re.match(r"[-+]?\d+\s+[A-Za-z]", stripped) or _LETTERS.fullmatch(stripped):
         tokens.extend(tokenize(clean(stripped), True)[:-1])
     elif not any(character.isalnum() for character in stripped):

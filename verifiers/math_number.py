@@ -91,9 +91,12 @@ def _constant_of(node: Node) -> Node | None:
 
 
 def _without_modulus(node: Node, other: Node) -> Node:
-    """`3 (mod 7)` as 3, where the other side leaves the modulus out."""
+    """`3 (mod 7)` as 3, where the other side leaves the modulus out; `3 mod 7` as `3 (mod 7)`, where it does
+    not."""
     if node.op == "fn" and node.args[0] == "pmod" and other.op != "fn":
         return strip(node.args[1])
+    if node.op == "fn" and node.args[0] == "mod" and other.op == "fn" and other.args[0] == "pmod":
+        return Node("fn", ("pmod", *node.args[1:]))
     return node
 
 
@@ -181,7 +184,7 @@ def _by_rounding(gold: Node, answer: Node, policy: Policy) -> str | None:
             if not _terminates(answer) and rounds_to(answer, gold):
                 return "rounds to the decimal gold"
         if answer.op == "dec" and gold.op != "dec" and _enough(answer, policy.decimal_answer_digits):
-            if rounds_to(gold, answer):
+            if not _terminates(gold) and rounds_to(gold, answer):
                 return "a rounding of the exact gold"
     except NO_VALUE:
         return None

@@ -15,7 +15,7 @@ from onebase.verifiers.math_tree import Node
 _HEDGE = re.compile(
     r"\b(?:not|never|maybe|perhaps|possibly|wrong|incorrect|except|other|but|if|unless|between|either|neither|nor|any\s*of|"
     r"otherwise|instead|almost|nearly|(?:more|less|fewer|greater|larger|smaller|higher|lower|other)\s*than|"
-    r"(?:at|no)\s*(?:least|most|more|less)|or\s+(?:so|more|less)|one\s*of|up\s*to|guess)\b|n't\b",
+    r"(?:at|no)\s*(?:least|most|more|less)|or\s+(?:so|more|less)|one\s*of|up\s*to|guess|could|might|may|then)\b|n't\b",
     re.I,
 )
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8"}
@@ -92,7 +92,7 @@ def postfix(c: Cursor, node: Node) -> Node:
 
 
 def _subscript(c: Cursor, node: Node) -> Node:
-    label = _raw_group(c)
+    label = _raw_group(c).strip("()")
     label = _BASES.get(label, label)
     digits = node.args[0] if node.op == "paren" else node
     if digits.op == "num" and label.isdigit() and digits.args[0].denominator == 1 and digits.args[0] >= 0:

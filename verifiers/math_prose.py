@@ -74,6 +74,11 @@ _REFUSED_AFTER = re.compile(
     r"[*_)]*\s+(?:(?:is|was|would\s+be)\s+(?:not\b|wrong|incorrect|false|too\b)|or\b)|\?",
     re.I,
 )
+_RANGE = re.compile(r"[\d)%$]\s*(?:to|through|until|up\s+to)\s+[*_(]*$", re.I)
+_CODE = re.compile(
+    r"[_#@\[\]<>|&\\\"~;]|\w\(|\.\.|"
+    r"\b(?:lambda|exec|eval|print|import|return|def|int|float|str|input|open|assert|getattr|sympy)\b"
+)
 _FOREIGN = re.compile(r"[\u0370-\u1cff\u2c00-\u2dff\u3040-\ud7ff]+")
 _GREEK = re.compile(r"[\u0370-\u03ff]")
 _WORDISH = re.compile(r"(?:[^\s{}]|\{(?:[^{}]|\{[^{}]*\})*\})+|[{}]")
@@ -179,6 +184,8 @@ def _last_bold(text: str) -> Span | None:
 def _doubtful(sentence: str, first: Span, last: Span) -> str | None:
     """Why the value from `first` to `last` is not what the sentence says, or None."""
     before, after = sentence[max(0, first.start - 60) : first.start], sentence[last.end : last.end + 40]
+    if _RANGE.search(before):
+        return "a range, not a value"
     if _DENIED.search(before) or _REFUSED_AFTER.match(after):
         return "the value is denied"
     return "the value is only guessed at" if _GUESSED.search(before) else None
@@ -263,6 +270,8 @@ def _flush(current: list[tuple[int, int, str]], found: list[Span]) -> None:
         del current[-1]
     for skip in range(min(len(current), 5)):
         words = current[skip:]
+        if skip > 1 and all(re.fullmatch(r"[\d.,]+", part) for _, _, part in current[:skip]):
+            break  # numbers in a row: none of them is meant
         text = " ".join(part for _, _, part in words).strip(",;")
         text = text.rstrip(")") if text.count(")") > text.count("(") + text.count("[") else text
         text = text.lstrip("(") if text.count("(") > text.count(")") + text.count("]") else text
@@ -311,7 +320,7 @@ def is_short(text: str) -> bool:
 def is_sentence(text: str) -> bool:
     """Whether a text is words of a language round a value, and nothing that only code or a formula has."""
     plain = _LATEX_WORDS.sub(" ", _MATH.sub(" ", text))
-    if re.search(r"[_#@\[\]<>|&\"~;]|\w\(|\.\.", plain):
+    if _CODE.search(plain):
         return False
     return any(not _is_math_word(word) for word in _LETTER_RUN.findall(plain))
 

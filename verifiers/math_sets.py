@@ -88,6 +88,8 @@ def _intervals(node: Node) -> list[Interval]:
         return _intersect(operand(node.args[0]), _complement(operand(node.args[1])))
     if node.op == "rel" and node.args[0] == ("in",):
         return _intervals(node.args[2])
+    if node.op == "rel" and node.args[0] == ("notin",):
+        return _complement(operand(node.args[2]))
     if node.op == "rel" and set(node.args[0]) <= ORDER:
         return _solve_chain(node)
     raise NotASet(node.op)

@@ -26,7 +26,7 @@ _DATES = tuple(
         r"(?P<year>\d{4})-(?P<number>\d{1,2})-(?P<day>\d{1,2})",
     )
 )
-_BASED = re.compile(r"(\d+[A-Fa-f][0-9A-Fa-f]*|[A-F][0-9A-F]+)_\s*(1[1-9]|2\d|3[0-6])")
+_BASED = re.compile(r"\(?(\d+[A-Fa-f][0-9A-Fa-f]*|[A-Fa-f][0-9A-Fa-f]+)\)?_\s*\(?(1[1-9]|2\d|3[0-6])\)?")
 _YES = {"yes": "yes", "true": "yes", "correct": "yes", "no": "no", "false": "no", "incorrect": "no"}
 _ALL_REAL = {
     "allrealnumbers", "allreals", "allreal", "anyrealnumber", "everyrealnumber", "therealnumbers", "anyreal",
@@ -81,7 +81,7 @@ def yes_or_no(text: str) -> str | None:
 
 def predicate(text: str) -> str | None:
     """`It is a Saturday`: what a short sentence says of its subject; None when it denies or says nothing."""
-    match = re.fullmatch(r"[^.\n]{0,80}?\b(?:is|are|was|be|called|named)\b:?\s+((?:(?!\bnot\b)[^.\n]){1,60})\.?", text)
+    match = re.fullmatch(r"[^.\n]{0,80}?(?:\b(?:is|are|was|be|called|named)|(?<=[Ii]t)'s)\b:?\s+((?:(?!\bnot\b)[^.\n]){1,60})\.?", text)
     return match.group(1) if match else None
 
 

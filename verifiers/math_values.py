@@ -45,6 +45,8 @@ def strip(node: Node) -> Node:
             if combined is None:
                 return node
             node = combined
+        elif node.op == "pow" and node.args[0].op == "tuple" and node.args[1] in _TRANSPOSES:
+            node = node.args[0]
         elif node.op == "mul" and len(node.args) == 2 and node.args[0].op == "text" and _labelled(node.args[1]):
             node = node.args[1]  # the origin (0,0)
         elif node.op == "tuple" and len(node.args) == 3 and strip(node.args[2]).op == "matrix":
@@ -158,6 +160,8 @@ def item(node: Node, lenient: bool) -> Item:
     if node.op != "rel":
         return Item(node)
     names, terms = node.args[0], list(node.args[1:])
+    if names == ("==",) and terms[1].op == "fn" and terms[1].args[0] == "pmod":
+        return Item(terms[1], terms[0])
     if terms[0].op == "mul" and terms[0].args[0].op == "text" and len(terms[0].args) > 1:
         terms[0] = T.mul(*terms[0].args[1:])  # "the line y = 2x + 1"
         node = Node("rel", (names, *terms))
@@ -203,7 +207,7 @@ def _check_chain(names: tuple[str, ...], terms: list[Node]) -> None:
             if name == "=":
                 true = same_exact(left, right) or _rounds(left, right)
             else:
-                true = close(constant_value(left), constant_value(right), 1)
+                true = _approximates(left, right)
         except (NoValue, TooBig, ZeroDivisionError):
             continue
         if not true:
@@ -264,6 +268,20 @@ def compound(node: Node) -> Node:
         T.num(sum(part.number.args[0] * part.factor / factors[-1] for part in found)),
         node.args[-1].args[-1] if node.args[-1].op == "mul" else node.args[-1],
     )
+
+
+def _approximates(left: Node, right: Node) -> bool:
+    """Whether `left \\approx right` holds to within the last place that is typed, or to one percent."""
+    if right.op not in ("num", "dec") or (right.op == "num" and right.args[0].denominator != 1):
+        return close(constant_value(left), constant_value(right), 2)
+    if right.op == "dec":
+        places = right.args[2]
+    else:
+        digits = str(abs(right.args[0]))
+        places = len(digits.rstrip("0")) - len(digits) if right.args[0] else 0
+    true = as_fraction(constant_value(left))
+    difference = abs(true - right.args[0])
+    return difference < Fraction(10) ** -places or 100 * difference < abs(true)
 
 
 def same_exact(left: Node, right: Node) -> bool:
