@@ -12,7 +12,7 @@ import re
 
 from onebase.verifiers.math_parse import readings
 from onebase.verifiers.math_policy import LIMITS, Policy
-from onebase.verifiers.math_prose import Extraction, announced, bare, chosen_letter, closing, is_short
+from onebase.verifiers.math_prose import Extraction, announced, bare, chosen_letter, closing, is_short, last_formula
 from onebase.verifiers.math_text import labelled_choice
 
 _END_OF_TURN = re.compile(
@@ -76,6 +76,8 @@ def in_prose(text: str, policy: Policy, kind: str) -> Extraction:
     if found := announced(text, kind == "text"):
         return found
     whole = Extraction(bare(text), "the whole text")
+    if kind == "text" and (formula := last_formula(text)) is not None:
+        return Extraction(formula, "the closing formula")
     if kind == "text" and len(text) <= 200 and "\n" not in text:
         return whole
     first = readings(bare(text))[0].op

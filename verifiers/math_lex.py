@@ -63,7 +63,7 @@ _DROP = re.compile(
     r"\\\\(?:\s*\[[\d. ]+(?:pt|em|ex|mm|cm)\])?"  # a row end, first: its second half starts no command
     r"|\\(?:left|right|big|Big|bigg|Bigg|bigl|bigr|Bigl|Bigr|biggl|biggr|displaystyle|textstyle|limits|nolimits"
     r"|large|Large|LARGE|huge|Huge|small|tiny|normalsize|footnotesize|thinspace|medspace|thickspace|negthinspace|negmedspace|negthickspace|middle|rm|bf|it|strut|hfill)(?![A-Za-z])"
-    r"|\\[,;:! ()\[\]]|~|\\(?:hspace|vspace|phantom|color|textcolor)\s*\{[^{}]*\}"
+    r"|\\[,;:! ()\[\]]|~|\\(?:hspace|vspace|phantom|color|textcolor)\s*\{[^{}]*\}|\\phantom\s*[-+]"
 )
 _GLUE = re.compile(
     r"(?<=\d)(?:\{,\}|\{,?\\[!,;: ]\}|,?\\[!,;: ]\s?|\{\}|[\u00a0\u2009\u202f'])(?=\d{3}(?!\d))"
@@ -146,8 +146,9 @@ def written_out(text: str) -> str:
     if "in" in text:
         text = _INCHES.sub(r" inch", text)
         text = _MINUTE.sub(" minute", text)
-    if text.count("$") == 1:
-        text = _PRICE.sub(r"\1\\dollar ", text)
+    if "$" in text:
+        text = _DEBT.sub(r"-\1", text)
+        text = _PRICE.sub(r"\1\\dollar ", text) if text.count("$") == 1 else text
     if "0" in text:
         text = _PREFIXED.sub(_prefixed, text)
     if "illion" in text or "thousand" in text:
@@ -160,6 +161,7 @@ def written_out(text: str) -> str:
 _INCHES = re.compile(r"(?<=\d)\s*in\b\.?(?=\s*(?:\^|²|$))")
 _MINUTE = re.compile(r"(?<=\d)\s*mins?\b(?!\s*[({\\])")
 _PRICE = re.compile(r"^(\s*-?\s*)\$(?=\s*[\d.])")
+_DEBT = re.compile(r"^\s*(\\?\$)\s*[-−](?=\s*[\d.])")
 _LARGE = re.compile(
     r"(?<=\d)[\s~]*(\\(?:text|mathrm)\s*\{)?[\s~]*(thousand|million|billion|trillion)\b\s*(\}?)"
 )

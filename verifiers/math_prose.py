@@ -89,6 +89,7 @@ _MATH_WORDS = {
     *FUNCTIONS, "pi", "infinity", "inf", "oo", "percent", "pct", "degrees", "degree", "mod", "dollars", "cents",
     "am", "pm", "units", "million", "billion", "thousand", "trillion", "mathrm", "text",
 }  # fmt: skip
+_SHORT_WORDS = set("am an as at be by do go he if it me my no of on to up us".split())
 _CONNECTORS = {"and", "or", "in", "union", "u"}
 
 
@@ -113,6 +114,8 @@ def _announced(rest: str, prose: bool) -> Extraction | None:
         listed = _listing(_spans(rest[: math.end() + _SENTENCE]), rest, forward=True)
         if listed:
             return Extraction(listed, "after the answer mark")
+    if prose and math:
+        return Extraction(bare(math.group()), "after the answer mark")
     if prose:
         return Extraction(bare(rest.split("\n")[0]), "after the answer mark")
     whole = rest[: stop.start()] if (stop := _STOP.search(rest)) else rest
@@ -308,12 +311,19 @@ def bare(text: str) -> str:
     return text.rstrip(".") if not text.endswith("..") else text
 
 
+def last_formula(text: str) -> str | None:
+    """What stands in the last dollars, words or not."""
+    maths = list(_MATH.finditer(text))
+    return bare(maths[-1].group()) if maths else None
+
+
 def is_short(text: str) -> bool:
     """Whether a whole text may be the answer: one line, and no run of three words of prose."""
     if len(text) > 400 or "\n" in text.strip() or _PROSE_WORDS.search(text):
         return False
     plain = re.sub(r"\\[A-Za-z]+\s*(?:\{[A-Za-z ]*\})?", " ", text)
-    words = [word for word in re.findall(r"[^\W\d_]{2,}", plain) if not _is_math_word(word)]
+    words = [word for word in _LETTER_RUN.findall(plain) if not _is_math_word(word)]
+    words = [word for word in words if len(word) > 2 or word.lower() in _SHORT_WORDS]
     return len(words) <= 2 and not re.search(r"[\u3040-\u9fff\u0600-\u06ff\u0900-\u097f]", plain)
 
 
