@@ -268,4 +268,4 @@ def matrix(c: Cursor, name: str) -> Node:
 def _drop_alignment(c: Cursor) -> None:
     """Takes the & out of the rest of an environment that lists equations."""
     end = next((i for i in range(c.position, len(c.tokens)) if c.tokens[i].kind == "end_env"), c.position)
-    c.tokens[c.position : end] = [token for token in c.tokens[c.position : end] if token.value != "&"]
+    c.drop("&", end)

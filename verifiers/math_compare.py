@@ -10,6 +10,7 @@ from math import gcd
 
 from onebase.verifiers import math_tree as T
 from onebase.verifiers.math_exact import rational
+from onebase.verifiers.math_family import family, same_family
 from onebase.verifiers.math_number import NO_VALUE, same_number, same_quantity
 from onebase.verifiers.math_numeric import (
     Evaluator,
@@ -39,6 +40,8 @@ Y = Node("sym", ("y",))
 def same_answer(gold: Node, answer: Node, policy: Policy) -> str | None:
     """How the two are equal, or None.  Raises FalseChain when the answer states something untrue."""
     gold, answer = compound(strip(gold)), compound(strip(answer))
+    if (many := family(gold)) is not None and (others := family(answer, many)) is not None:
+        return same_family(many, others)
     golds, gold_kind = _members(gold, False)
     if answer.op == "tuple" and answer.args[0] == "[" and len(answer.args) > 4 and gold_kind in ("list", "set"):
         answer = Node("list", answer.args[2:])  # a Python list of three or more

@@ -78,11 +78,20 @@ class _Level:
         self.depth -= 1
 
 
+def _key(token: Token) -> str:
+    if token.kind in ("cmd", "word"):
+        return f"{token.kind} {token.value}"
+    if token.kind == "op":
+        return f"op {token.value}" if token.value in ("+", "-", "*", "/", ":", "÷") else str(token.value)
+    return str(token.value) if token.kind == "sep" else token.kind
+
+
 class Cursor:
     """A position in the tokens, and where it is: how deep, inside a set, inside bars."""
 
     def __init__(self, tokens: list[Token]) -> None:
         self.tokens, self.position, self.level = tokens, 0, _Level()
+        self.keys = [_key(token) for token in tokens]
         self.in_set = False  # inside {… | …}, where | and : divide name from condition
         self.bars = 0
         self.enclosed = 0  # inside round or square brackets, where [ may close as in [0,1[
@@ -96,14 +105,14 @@ class Cursor:
 
     def key(self, ahead: int = 0) -> str:
         """A token's kind and value as one word, the value alone where it speaks for itself."""
-        token = self.peek(ahead)
-        if token.kind in ("cmd", "word"):
-            return f"{token.kind} {token.value}"
-        if token.kind == "op" and token.value not in ("+", "-", "*", "/", ":", "÷"):
-            return str(token.value)
-        if token.kind == "op":
-            return f"op {token.value}"
-        return str(token.value) if token.kind == "sep" else token.kind
+        index = self.position + ahead
+        return self.keys[index] if index < len(self.keys) else self.keys[-1]
+
+    def drop(self, value: str, end: int) -> None:
+        """Takes the tokens of that value out, from here to `end`."""
+        kept = [token for token in self.tokens[self.position : end] if token.value != value]
+        self.tokens[self.position : end] = kept
+        self.keys[self.position : end] = [_key(token) for token in kept]
 
     def next(self) -> Token:
         token = self.peek()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 
+from onebase.verifiers.math_budget import Exhausted, budget
 from onebase.verifiers.math_parse import readings
 from onebase.verifiers.math_policy import LIMITS, Policy
 from onebase.verifiers.math_prose import Extraction, announced, bare, chosen_letter, closing, is_short, last_formula
@@ -64,6 +65,14 @@ def extract(completion: str, policy: Policy, kind: str = "value", prefilled: boo
 
 def in_prose(text: str, policy: Policy, kind: str) -> Extraction:
     """The answer of a text without box and tag."""
+    try:
+        with budget(LIMITS.prose_operations):
+            return _in_prose(text, policy, kind)
+    except Exhausted:
+        return Extraction(None, "more formulas in the prose than are worth reading")
+
+
+def _in_prose(text: str, policy: Policy, kind: str) -> Extraction:
     if kind == "choice":
         if is_short(text) and labelled_choice(text):
             return Extraction(bare(text), "the whole text")

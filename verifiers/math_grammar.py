@@ -23,7 +23,7 @@ RELATIONS = {
     "cmd parallel": "par", "cmd mid": "mid", "cmd coloneqq": "=", "cmd Rightarrow": "->",
     "cmd implies": "->", "cmd iff": "->", "cmd longrightarrow": "->", "cmd Longrightarrow": "->",
 }  # fmt: skip
-SEPARATORS = {",", ";", "and", "or", "cmd land", "cmd lor", "cmd wedge", "cmd vee"}
+SEPARATORS = {",", ";", "and", "or", "where", "with", "for", "cmd land", "cmd lor", "cmd wedge", "cmd vee"}
 
 
 def answer(c: Cursor) -> Node:

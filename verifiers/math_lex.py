@@ -207,7 +207,7 @@ _REPEAT = re.compile(
     r"(?<![\d.])(\d*)\.(\d*)(?:\\(?:overline|bar)\s*(?:\{(\d+)\}|(\d))|\((\d+)\)|\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?)"
 )
 _DOTTED = re.compile(r"(?<![\d.])(\d{0,40})\.(\d{0,40}?)(\d{1,4})\3\3{1,40}\s*(?:\\l?dots|\\cdots|\.\.\.)")
-_CONNECTORS = {"and", "or", "und", "et"}
+_CONNECTORS = {"and", "or", "und", "et", "where", "with", "for"}
 FUNCTIONS = {
     "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc",
     "asin", "acos", "atan", "acot", "asec", "acsc", "sinh", "cosh", "tanh", "coth", "sech", "csch",

@@ -10,10 +10,12 @@ from __future__ import annotations
 from fractions import Fraction
 
 from onebase.verifiers import math_tree as T
+from onebase.verifiers.math_estimate import same_estimate
 from onebase.verifiers.math_exact import NotPolynomial, NotRational, TooBig, rational, residues
 from onebase.verifiers.math_numeric import NoValue, same_constant, same_function
 from onebase.verifiers.math_policy import Policy
 from onebase.verifiers.math_sets import NotASet
+from onebase.verifiers.math_symbolic import carry_out
 from onebase.verifiers.math_tree import Node, normal, num, ops, symbols
 from onebase.verifiers.math_units import LETTER_UNITS
 from onebase.verifiers.math_values import Quantity, double_noise, quantity, rounds_to, strip
@@ -73,10 +75,12 @@ _CONSTANTS_OF_INTEGRATION = {"C", "c", "K", "k"}
 
 
 def _same_letters(gold: Node, answer: Node) -> Node:
-    """The answer with j for i, or with another letter for the constant of integration, as the gold has it."""
-    i, j = Node("const", ("i",)), Node("sym", ("j",))
-    if i in T.walk(gold) and i not in T.walk(answer) and j not in T.walk(gold):
-        answer = T.substitute(answer, j, i)
+    """The answer with i for j, e for E, or with another letter for the constant of integration, as the gold has it."""
+    for constant, letter in ((Node("const", ("i",)), Node("sym", ("j",))), (Node("const", ("e",)), Node("sym", ("E",)))):
+        if constant in T.walk(gold) and constant not in T.walk(answer) and letter not in T.walk(gold):
+            answer = T.substitute(answer, letter, constant)
+        elif letter in T.walk(gold) and constant in T.walk(answer) and letter not in T.walk(answer):
+            answer = T.substitute(answer, constant, letter)
     mine, theirs = (_constant_of(node) for node in (gold, answer))
     if mine is not None and theirs is not None and mine != theirs and mine.args[0] not in symbols(answer):
         answer = T.substitute(answer, theirs, mine)
@@ -133,6 +137,8 @@ def same_number(gold: Node, answer: Node, policy: Policy) -> str | None:
     a, b = normal(gold), normal(answer)
     if a == b:
         return "the same form"
+    if "big" in ops(gold) | ops(answer):
+        gold, answer = carry_out(gold), carry_out(answer)
     gold, answer = _as_decimal(gold), _as_decimal(answer)
     try:
         return _same_rational(gold, answer, policy)
@@ -149,7 +155,7 @@ def same_number(gold: Node, answer: Node, policy: Policy) -> str | None:
     try:
         return _same_numeric(gold, answer, policy)
     except NO_VALUE:
-        return None
+        return "equal to twelve digits" if same_estimate(gold, answer) else None
 
 
 def _as_decimal(node: Node) -> Node:

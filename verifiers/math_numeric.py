@@ -96,7 +96,7 @@ class Evaluator:
                 raise NoValue("power of zero")
             return self.mp.mpf(0)
         spend(10 * self.cost)
-        self.check(abs(exponent) * (abs(self.mp.log(abs(base), 2)) + 5))
+        self.check(abs(exponent * self.mp.log(abs(base), 2)))
         if self.mp.im(base) == 0 and self.mp.re(base) < 0:
             odd = _odd_fraction(exponent_node)
             if odd is not None:  # the real root, as school and most models write it
@@ -114,7 +114,7 @@ class Evaluator:
         if name == "root":
             return self.root(*nodes)
         values = [self.value(node) for node in nodes]
-        spend(20 * self.cost)
+        spend(self.cost * (25 if name not in _GROWING else int(self.mp.dps) * (3 if name == "binom" else 1)))
         for value in values:
             self.check(abs(value) if name in _GROWING else self.mp.log(abs(value) + 1, 2) * 1000)
         function = _TABLE.get(name)

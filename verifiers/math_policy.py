@@ -67,8 +67,11 @@ class Limits:
     items: int = 300
     cached_chars: int = 200
     """Longer texts are read anew each time, so that hostile ones cannot fill the memory through caches."""
+    run_chars: int = 200
+    """Of an answer that stands in prose without dollars."""
+    prose_operations: int = 1_500
     reading_operations: int = 4_000
-    comparison_operations: int = 12_000
+    comparison_operations: int = 14_000
     """Paid for node by node (math_budget); realistic answers need at most a few thousand."""
     bits: int = 60_000
     """Of an exact integer; past it a number is compared by its form and by residues only."""

@@ -13,9 +13,10 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from onebase.verifiers.math_budget import spend
 from onebase.verifiers.math_lex import FUNCTIONS
 from onebase.verifiers.math_parse import readings
-from onebase.verifiers.math_policy import Policy
+from onebase.verifiers.math_policy import LIMITS, Policy
 from onebase.verifiers.math_text import choice_letter
 from onebase.verifiers.math_units import is_unit
 
@@ -280,6 +281,9 @@ def _flush(current: list[tuple[int, int, str]], found: list[Span]) -> None:
         text = text.lstrip("(") if text.count("(") > text.count(")") + text.count("]") else text
         if not re.search(r"\d|\\|[^\x00-\x7f]|[\w)]\s*[-+*/^=<>]\s*[\w(]", text):
             break
+        if len(text) > LIMITS.run_chars:
+            continue
+        spend(len(text))  # whether or not this reading is cached
         if readings(text)[0].op != "text":
             start, end = words[0][0], words[-1][0] + len(words[-1][2].rstrip(",;"))
             found.append(Span(start, end, text, "run"))

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from onebase.verifiers import math_tree as T
 from onebase.verifiers.math_exact import TooBig
-from onebase.verifiers.math_numeric import NoValue, close, constant_value, context
+from onebase.verifiers.math_numeric import Evaluator, NoValue, close, constant_value, context
+from onebase.verifiers.math_symbolic import NotSymbolic, real_roots
 from onebase.verifiers.math_tree import Node, substitute, symbols
 from onebase.verifiers.math_values import strip
 
@@ -113,6 +114,26 @@ def _interval(node: Node) -> Interval:
     return Interval(a, opening == "[", b, closing == "]")
 
 
+def _polynomial(name: str, difference: Node, unknown: Node) -> list[Interval]:
+    """The solutions of polynomial <name> 0, from its real roots (sympy, of bounded degree) and its sign between
+    them.  Only reached where a relation may be left to be solved."""
+    mp = context()
+    try:
+        roots = [mp.mpf(text) for text, _ in real_roots(difference, str(unknown.args[0]))]
+    except NotSymbolic as error:
+        raise NotASet("no polynomial") from error
+    mp.dps = 60
+    ends = [-mp.inf, *roots, mp.inf]
+    found = [Interval(root, True, root, True) for root in roots if name in ("<=", ">=")]
+    for low, high in zip(ends[:-1], ends[1:], strict=True):
+        inside = high - 1 if mp.isinf(low) else low + 1 if mp.isinf(high) else (low + high) / 2
+        inside = mp.mpf(0) if mp.isinf(inside) else inside
+        sign = mp.sign(Evaluator(60, {unknown.args[0]: inside}).value(difference))
+        if (name == "!=" and sign != 0) or (sign < 0 if name in ("<", "<=") else name != "!=" and sign > 0):
+            found.append(Interval(low, False, high, False))
+    return _merge(found)
+
+
 def _solve_chain(node: Node) -> list[Interval]:
     names, terms = node.args[0], node.args[1:]
     inf = context().inf
@@ -145,7 +166,7 @@ def _affine(name: str, difference: Node, unknown: Node) -> list[Interval]:
     slope = values[1] - values[0]
     for point, value in zip((2, 5), values[2:], strict=True):
         if not close(value, values[0] + slope * point, 40) and abs(value - values[0] - slope * point) > 1e-40:
-            raise NotASet("not affine")
+            return _polynomial(name, difference, unknown)
     if abs(slope) < 1e-40:
         raise NotASet("no slope")
     root, inf = -values[0] / slope, context().inf

@@ -8,6 +8,7 @@ from fractions import Fraction
 from itertools import product
 
 from onebase.verifiers import math_tree as T
+from onebase.verifiers.math_budget import spend
 from onebase.verifiers.math_exact import NotRational, TooBig, rational
 from onebase.verifiers.math_numeric import (
     NoValue,
@@ -112,6 +113,7 @@ def _multiply_matrices(left: Node, right: Node) -> Node | None:
     if (len(right.args) - 1) // columns != inner or rows * columns * inner > 512:
         return None
     a, b = left.args[1:], right.args[1:]
+    spend(2 * rows * columns * inner)
     cells = [
         T.add(*(T.mul(a[i * inner + k], b[k * columns + j]) for k in range(inner)))
         for i in range(rows)
