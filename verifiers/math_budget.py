@@ -16,8 +16,12 @@ class Exhausted(Exception):
     """More operations than an answer is worth."""
 
 
+EXTRAS = 2  # dear steps (a call of sympy, a numeric estimate) that one budget has room for
+
+
 class _Purse(threading.local):
     left = 1 << 40  # outside of `budget`, where nothing bounds
+    extras = 0
 
 
 _purse = _Purse()
@@ -26,17 +30,23 @@ _purse = _Purse()
 @contextmanager
 def budget(operations: int) -> Iterator[None]:
     """Gives what runs inside its own number of operations; what is outside pays nothing for it."""
-    before = _purse.left
-    _purse.left = operations
+    before = _purse.left, _purse.extras
+    _purse.left, _purse.extras = operations, EXTRAS
     try:
         yield
     finally:
-        _purse.left = before
+        _purse.left, _purse.extras = before
 
 
 def spend(operations: int = 1) -> None:
     _purse.left -= operations
     if _purse.left < 0:
+        raise Exhausted
+
+
+def spend_extra() -> None:
+    _purse.extras -= 1
+    if _purse.extras < 0:
         raise Exhausted
 
 

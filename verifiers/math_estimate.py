@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from onebase.verifiers.math_budget import Exhausted, budget, spend
+from onebase.verifiers.math_budget import Exhausted, budget, spend_extra
 from onebase.verifiers.math_exact import TooBig
 from onebase.verifiers.math_numeric import Evaluator, NoValue, close, context
 from onebase.verifiers.math_tree import INF, Node, ops, symbols
 
 _DIGITS = 12
-_OPERATIONS = 8_000
-_PRICE = 8_000  # what one estimate costs the comparison it belongs to: it can pay for one
+_OPERATIONS = 6_000
 _TERMS = 72
 
 
@@ -23,7 +22,7 @@ def same_estimate(left: Node, right: Node) -> bool:
     """Whether two constants, of which one holds an integral, limit or infinite sum, agree to twelve digits."""
     if symbols(left) or symbols(right) or "big" not in ops(left) | ops(right):
         return False
-    spend(_PRICE)
+    spend_extra()
     try:
         with budget(_OPERATIONS):
             b, a = _Estimator(25, {}).value(right), _Estimator(25, {}).value(left)  # the answer's first

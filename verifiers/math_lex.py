@@ -201,7 +201,7 @@ _TOKEN = re.compile(
     r"|(?P<op>.)",
     re.DOTALL,
 )
-_THOUSANDS = re.compile(r"(?<![\d.(\[])(?<!\d,)(\d{1,3}(?:,\d{3})+)(?![\d,]*\d)(?!,\d)")
+THOUSANDS = re.compile(r"(?<![\d.(\[])(?<!\d,)(\d{1,3}(?:,\d{3})+)(?![\d,]*\d)(?!,\d)")
 _SPACED_THOUSANDS = re.compile(r"^\s*[+-]?\d{1,3}(?: \d{3})+(?=(?:\.\d+)?\s*$| \d+/\d+\s*$)")
 _REPEAT = re.compile(
     r"(?<![\d.])(\d*)\.(\d*)(?:\\(?:overline|bar)\s*(?:\{(\d+)\}|(\d))|\((\d+)\)|\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?)"
@@ -238,7 +238,7 @@ def tokenize(text: str, merge_commas: bool) -> list[Token]:
     """Tokens of cleaned text.  `merge_commas` reads 1,234 as one number instead of two."""
     text = _repeating(text)
     if merge_commas:
-        text = _THOUSANDS.sub(lambda m: m.group(1).replace(",", ""), text)
+        text = THOUSANDS.sub(lambda m: m.group(1).replace(",", ""), text)
         text = _SPACED_THOUSANDS.sub(lambda m: m.group().replace(" ", ""), text)
     tokens: list[Token] = []
     position, spaced = 0, False

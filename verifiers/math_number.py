@@ -20,6 +20,7 @@ from onebase.verifiers.math_tree import Node, normal, num, ops, symbols
 from onebase.verifiers.math_units import LETTER_UNITS
 from onebase.verifiers.math_values import Quantity, double_noise, quantity, rounds_to, strip
 
+IMAGINARY, EULER = Node("const", ("i",)), Node("const", ("e",))
 NO_VALUE = (NoValue, TooBig, NotRational, NotASet, NotPolynomial, ZeroDivisionError, OverflowError)
 
 
@@ -76,10 +77,11 @@ _CONSTANTS_OF_INTEGRATION = {"C", "c", "K", "k"}
 
 def _same_letters(gold: Node, answer: Node) -> Node:
     """The answer with i for j, e for E, or with another letter for the constant of integration, as the gold has it."""
-    for constant, letter in ((Node("const", ("i",)), Node("sym", ("j",))), (Node("const", ("e",)), Node("sym", ("E",)))):
-        if constant in T.walk(gold) and constant not in T.walk(answer) and letter not in T.walk(gold):
+    for constant, letter in ((IMAGINARY, Node("sym", ("j",))), (EULER, Node("sym", ("E",)))):
+        here, there = list(T.walk(gold)), list(T.walk(answer))
+        if constant in here and letter in there and letter not in here and (constant not in there or letter.args[0] == "E"):
             answer = T.substitute(answer, letter, constant)
-        elif letter in T.walk(gold) and constant in T.walk(answer) and letter not in T.walk(answer):
+        elif letter in here and constant in there and letter not in there:
             answer = T.substitute(answer, constant, letter)
     mine, theirs = (_constant_of(node) for node in (gold, answer))
     if mine is not None and theirs is not None and mine != theirs and mine.args[0] not in symbols(answer):

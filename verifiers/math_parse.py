@@ -9,7 +9,7 @@ from functools import lru_cache
 from onebase.verifiers.math_budget import Exhausted, budget
 from onebase.verifiers.math_cursor import Cursor
 from onebase.verifiers.math_grammar import answer
-from onebase.verifiers.math_lex import Unreadable, clean, tokenize, written_out
+from onebase.verifiers.math_lex import THOUSANDS, Unreadable, clean, tokenize, written_out
 from onebase.verifiers.math_policy import LIMITS
 from onebase.verifiers.math_text import normal_text, number_in_words, special_text, unwrap
 from onebase.verifiers.math_tree import Node
@@ -55,7 +55,7 @@ def _read(text: str) -> tuple[Node, ...]:
     cleaned = clean(text).strip()
     cleaned = _LEAD.sub("", cleaned)
     cleaned = cleaned if cleaned.endswith("..") else cleaned.removesuffix(".")
-    for merge in (True, False) if "," in cleaned else (True,):
+    for merge in (True, False) if "," in cleaned and THOUSANDS.search(cleaned) else (True,):
         try:
             node = parse_strict(cleaned, merge)
         except (Unreadable, RecursionError, ZeroDivisionError):

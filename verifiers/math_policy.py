@@ -61,17 +61,17 @@ class Limits:
 
     completion_chars: int = 2_000_000
     answer_chars: int = 3_000
-    tokens: int = 400
+    tokens: int = 300
     depth: int = 48
     digits: int = 2_500
-    items: int = 300
+    items: int = 150
     cached_chars: int = 200
     """Longer texts are read anew each time, so that hostile ones cannot fill the memory through caches."""
     run_chars: int = 200
     """Of an answer that stands in prose without dollars."""
     prose_operations: int = 1_500
-    reading_operations: int = 4_000
-    comparison_operations: int = 14_000
+    reading_operations: int = 2_000
+    comparison_operations: int = 8_000
     """Paid for node by node (math_budget); realistic answers need at most a few thousand."""
     bits: int = 60_000
     """Of an exact integer; past it a number is compared by its form and by residues only."""

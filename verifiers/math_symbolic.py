@@ -16,14 +16,13 @@ from fractions import Fraction
 from typing import Any
 
 from onebase.verifiers import math_tree as T
-from onebase.verifiers.math_budget import spend
+from onebase.verifiers.math_budget import spend_extra
 from onebase.verifiers.math_tree import Node, symbols
 
 _NODES = 80
 _DEGREE = 8
 _BITS = 64
 _RESULT_NODES = 600
-_COST = 5_000  # operations (math_budget) that one call of sympy is charged
 _FUNCTIONS = {
     "sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh",
     "atanh",
@@ -93,7 +92,7 @@ def to_sympy(node: Node) -> Any:
     count = sum(1 for _ in T.walk(node))
     if count > _NODES:
         raise NotSymbolic("too large")
-    spend(_COST)
+    spend_extra()
     return _to_sympy(node)
 
 

@@ -36,6 +36,7 @@ class Node(NamedTuple):
     args: tuple[Any, ...] = ()
 
     def __repr__(self) -> str:
+        spend()
         return f"{self.op}({', '.join(map(str, self.args))})"
 
 
