@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from onebase.kernels.linear_logprob import linear_logprob
+from onebase.model.moe import Routing
 
 
 @dataclass(slots=True)
@@ -27,6 +28,10 @@ class Sample:
     advantage: float
     prompt: int
     """Number of its prompt in the step."""
+    staleness: int = 0
+    """The trainer's weight version less the sampler's."""
+    routes: Tensor | None = None
+    """[positions, L, K] int16, the engine's experts, where they are replayed or compared."""
 
 
 @dataclass(slots=True)
@@ -40,6 +45,9 @@ class MicroBatch:
     """True on completion tokens; T is the longest completion of the micro-batch."""
     advantage_N: Tensor
     prompt_N: Tensor
+    staleness_N: Tensor
+    route_NTLK: Tensor | None
+    """Of all positions, prompt included (T is here the length L of ids_NL); -1 where none is known."""
     index: list[int]
     """Which samples these are."""
 
@@ -76,17 +84,37 @@ def _padded(samples: list[Sample], index: list[int], pad_id: int, device: str) -
         mask_NT=mask.to(device),
         advantage_N=torch.tensor([s.advantage for s in samples], device=device),
         prompt_N=torch.tensor([s.prompt for s in samples], device=device),
+        staleness_N=torch.tensor([s.staleness for s in samples], device=device),
+        route_NTLK=_routes(samples, L, device),
         index=index,
     )
 
 
-def logp_of(model: Any, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """(logp_train_NT, entropy_NT, load_E per MoE layer) of the completion tokens at the sampling
-    temperature."""
+def _routes(samples: list[Sample], positions: int, device: str) -> Tensor | None:
+    known = [s.routes for s in samples if s.routes is not None]
+    if not known:
+        return None
+    out = torch.full((len(samples), positions, *known[0].shape[1:]), -1, dtype=torch.int64)
+    for n, s in enumerate(samples):
+        if s.routes is not None:
+            inputs = len(s.prompt_ids) + len(s.completion_ids) - 1
+            assert len(s.routes) == inputs, f"{len(s.routes)} routes for {inputs} positions"
+            out[n, :inputs] = s.routes
+    return out.to(device)
+
+
+def logp_of(
+    model: Any, batch: MicroBatch, temperature: float, replay: bool = False
+) -> tuple[Tensor, Tensor, list[Routing]]:
+    """(logp_train_NT, entropy_NT, routing per MoE layer) of the completion tokens at the sampling
+    temperature; `replay` sends every position to the experts that the engine chose."""
     real_NL = torch.arange(batch.ids_NL.shape[1], device=batch.ids_NL.device) < (
         batch.start_N + batch.mask_NT.sum(1)
     ).unsqueeze(1)
-    out = model(batch.ids_NL, None, None, real_NL)
+    if replay and batch.route_NTLK is not None:
+        out = model(batch.ids_NL, None, None, real_NL, route_BTLK=batch.route_NTLK)
+    else:
+        out = model(batch.ids_NL, None, None, real_NL)
     # the hidden state before a completion token predicts it
     T = batch.mask_NT.shape[1]
     before_NT = batch.start_N[:, None] - 1 + torch.arange(T, device=batch.ids_NL.device)
@@ -98,4 +126,4 @@ def logp_of(model: Any, batch: MicroBatch, temperature: float) -> tuple[Tensor, 
     )
     logp_NT = logp_M.new_zeros(batch.mask_NT.shape).masked_scatter(batch.mask_NT, logp_M)
     entropy_NT = entropy_M.new_zeros(batch.mask_NT.shape).masked_scatter(batch.mask_NT, entropy_M)
-    return logp_NT, entropy_NT, [r.load_E for r in out.routing]
+    return logp_NT, entropy_NT, out.routing

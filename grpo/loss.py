@@ -1,13 +1,15 @@
 """Policy losses: pure functions of log-probabilities and advantages.
 
 r_t = exp(logp_train - logp_rollout) is the importance ratio against the *sampling engine's*
-log-probabilities, so that what the engine really drew from is what is corrected for.
+log-probabilities, so that what the engine really drew from is what is corrected for.  With `logp_old` it is
+taken against the trainer's policy at the start of the step instead, and the engine's disagreement is a
+detached factor of its own (grpo/correction.py).
 
     cispo  -sg(min(r_t, cap)) A log pi_t                     (MiniMax-M1, arXiv 2506.13585, equation 4)
-    grpo   -min(r_t A, clip(r_t, 1-eps_low, 1+eps_high) A)   (arXiv 2402.03300; two epsilons: DAPO, arXiv
-    2503.14476) gspo   the same with r_t replaced by the sequence's geometric mean ratio, its gradient by the
-    tokens
-           (arXiv 2507.18071, equations 5 and 7)
+    grpo   -min(r_t A, clip(r_t, 1-eps_low, 1+eps_high) A)   (arXiv 2402.03300, equation 3; two epsilons:
+                                                             DAPO, arXiv 2503.14476)
+    gspo   as grpo, r_t replaced by the sequence's geometric mean ratio, its gradient through the tokens
+                                                             (arXiv 2507.18071, equations 5 and 7)
 
 The default is cispo with prompt aggregation and batch-normalised advantages: in ScaleRL's controlled study
 (arXiv 2510.13786) it has the highest ceiling together with GSPO and is the least sensitive to its one
@@ -16,9 +18,11 @@ sampling that a second engine needs.
 
 Aggregation over trained tokens: `token` is the mean over all tokens of the batch (DAPO); `prompt` the mean
 over a prompt's tokens, then over prompts (ScaleRL); `sequence` the mean over a sequence's tokens, then over
-sequences (GRPO). Dropped groups do not count.  KL to a reference, x = log pi - log ref:  k1 = x, k2 = x^2 /
-2, k3 = e^-x - 1 + x.  As a *loss* k2 has the gradient of the reverse KL on policy; k1 has none in expectation
-and k3 only approximates it (arXiv 2510.01555); each is multiplied by sg(min(r, cap)) to hold off policy.
+sequences (GRPO).  Dropped groups do not count.
+
+KL to a reference, x = log pi - log ref:  k1 = x,  k2 = x^2 / 2,  k3 = e^-x - 1 + x.  As a *loss* k2 has the
+gradient of the reverse KL on policy; k1 has none in expectation and k3 only approximates it (arXiv
+2510.01555); each is multiplied by sg(min(r, cap)) to hold off policy.
 """
 
 from __future__ import annotations
@@ -58,12 +62,16 @@ def policy_loss(
     weight_NT: Tensor,
     loss: Loss,
     logp_ref_NT: Tensor | None = None,
+    logp_old_NT: Tensor | None = None,
+    correction_NT: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
     """(loss, metrics) of sequences [N, T] in float32; `weight_NT` from `token_weights` over the *whole* step,
     so that micro-batches add up.  The metrics are weighted sums or maxima over this part, to be added up
-    likewise."""
+    likewise.  `correction_NT` (or [N, 1]) multiplies each token's objective; what it leaves out still counts
+    in the weights, so that masking makes a step smaller and never larger."""
     logp_train_NT = logp_train_NT.float()
-    log_ratio = torch.where(mask_NT, logp_train_NT - logp_rollout_NT, 0.0)
+    logp_old_NT = logp_rollout_NT if logp_old_NT is None else logp_old_NT
+    log_ratio = torch.where(mask_NT, logp_train_NT - logp_old_NT, 0.0)
     ratio = log_ratio.exp()
     advantage = advantage_N[:, None]
     if loss.name == "cispo":
@@ -78,18 +86,22 @@ def policy_loss(
         low, high = 1 - loss.eps_low, 1 + loss.eps_high
         objective = torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
         clipped = ((ratio > high) & (advantage > 0)) | ((ratio < low) & (advantage < 0))
+    if correction_NT is not None:
+        objective = objective * correction_NT
     value = -(torch.where(mask_NT, objective, 0.0) * weight_NT).sum()
     with torch.no_grad():
         metrics = {
             "clipped": float((clipped * weight_NT).sum()),
             "ratio_mean": float((ratio * weight_NT).sum()),
             "ratio_max": float(torch.where(mask_NT, ratio, 0.0).max()) if ratio.numel() else 0.0,
-            "dlogp_mean": float((log_ratio.abs() * weight_NT).sum()),
-            "dlogp_max": float(log_ratio.abs().max()) if ratio.numel() else 0.0,
         }
+        if correction_NT is not None:
+            metrics["correction_mean"] = float((correction_NT * weight_NT).sum())
+            metrics["left_out"] = float(((correction_NT == 0) * weight_NT).sum())
     if logp_ref_NT is not None:
         kl = kl_estimate(logp_train_NT, logp_ref_NT, loss.kl_estimator)
-        importance = log_ratio.detach().exp().clamp(max=loss.cap)
+        off_policy = torch.where(mask_NT, logp_train_NT - logp_rollout_NT, 0.0).detach()
+        importance = off_policy.exp().clamp(max=loss.cap)
         kl = (torch.where(mask_NT, importance * kl, 0.0) * weight_NT).sum()
         value = value + loss.kl * kl
         metrics["kl"] = float(kl.detach())

@@ -1,34 +1,38 @@
-"""GRPO with verifiable rewards (DeepSeekMath, arXiv 2402.03300; R1, arXiv 2501.12948), synchronous, one
-process.
+"""GRPO with verifiable rewards (DeepSeekMath, arXiv 2402.03300; R1, arXiv 2501.12948).
 
 A step: problems by (seed, step) -> groups of rollouts -> verdicts -> advantages -> one or more clipped
-updates. The engine generates with the trainer's own weights, so there is nothing to sync; its
-log-probabilities are what the importance ratio is taken against.  Groups whose rewards are all equal are
-dropped and counted; so are rollouts whose verifier failed.  The router's selection bias is frozen in RL (it
-would move the experts under the policy ratio).
+updates.  By default the engine generates with the trainer's own weights, so there is nothing to sync; the
+recipe's `engines` may name others, which may work ahead (rollout/source.py).  The engine's log-probabilities
+are what the importance ratio is taken against.  Groups whose rewards are all equal are dropped and counted;
+so are rollouts whose verifier failed.  The router's selection bias is frozen in RL (it would move the experts
+under the policy ratio).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from onebase import card
+from onebase import card, gold
 from onebase.data import Problems, problem_rows
 from onebase.errors import UserError
 from onebase.evaluate import greedy_accuracy
 from onebase.grpo.advantage import advantages
 from onebase.grpo.batch import MicroBatch, Sample, logp_of, micro_batches
+from onebase.grpo.correction import correction_weight
 from onebase.grpo.loss import policy_loss, token_weights
+from onebase.grpo.mismatch import Mismatch
 from onebase.model import checkpoint
 from onebase.pretrain.train import check_finite
 from onebase.recipe import Grpo
+from onebase.rewards import outcomes
 from onebase.rollout import journal
 from onebase.rollout.groups import ScoredRollout, prompt_ids, sample_groups
+from onebase.rollout.source import make_source
 from onebase.rollout.torch_engine import TorchEngine
 from onebase.stage import StageRun
 from onebase.tokenizer import ChatTokenizer
@@ -36,57 +40,71 @@ from onebase.train import state
 from onebase.train.optim import Optimizer
 from onebase.train.schedule import wsd
 
+FAR = 50_000_021  # places between the problems of the steps and those of a refill
 SHOWN = ("reward", "accuracy", "completion_tokens", "live_groups", "eval_accuracy")
 
 
 def main(run: StageRun) -> dict[str, float]:
     stage: Grpo = run.stage
     assert run.init is not None
+    found = gold.check(run, [*stage.data, *stage.evaluate])  # before a model is loaded
+    endless = gold.keep_problems(Problems(stage.data, run.seed, run.folders), found)
+    held = problem_rows(stage.evaluate, run.seed, stage.eval_problems, run.folders) if stage.evaluate else []
+    held = gold.keep(held, found)
     model, tokenizer = checkpoint.load(run.init, run.device, run.recipe.dtype)
     reference = checkpoint.load(run.init, run.device, run.recipe.dtype)[0].eval() if stage.loss.kl else None
     model.train()
     optimizer = Optimizer(model.named_parameters(), stage.optim)
     done, extra = state.load(run.folder / "state", model, optimizer, run.device)
     run.log.truncate_after(done)
-    problems = PromptsThatFit(
-        Problems(stage.data, run.seed, run.folders),
-        tokenizer,
-        stage.sampling,
-        stage.max_prompt,
-        stage.prompts,
-    )
-    held = problem_rows(stage.evaluate, run.seed, stage.eval_problems, run.folders) if stage.evaluate else []
+    problems = PromptsThatFit(endless, tokenizer, stage.sampling, stage.max_prompt, stage.prompts)
     held = [r for r in held if len(prompt_ids(tokenizer, r, stage.sampling)) <= stage.max_prompt]
-    engine = TorchEngine(model, tokenizer.pad_id, stage.slots, stage.max_prompt + stage.sampling.max_tokens)
+    length = stage.max_prompt + stage.sampling.max_tokens
+    engine = TorchEngine(model, tokenizer.pad_id, stage.slots, length, record_routes=True)
+    if stage.correction.replay_routes and engine.routes is None:
+        raise UserError(
+            f"stage {run.name}: correction.replay_routes: {run.init} has no routed experts that the engine "
+            "could record; leave it out"
+        )
+    buffer = extra.pop("buffer", {})
     summary: dict[str, float] = dict(extra)
     if held and done == 0:
         before = _evaluate(engine, tokenizer, held, stage)
         run.log.step(0, stage.steps, before, ("eval_accuracy",))
         summary |= {f"before_{k}": v for k, v in before.items()}
+    source = make_source(run, stage, model, tokenizer, engine, problems.of_step)
+    source.restore(buffer)
     skipped = 0
-    for step in range(done, stage.steps):
-        engine.version = step
-        rows = problems.of_step(step)
-        groups = (stage.group_size, stage.sampling, stage.rewards, run.seed, step)
-        rollouts, metrics = sample_groups(engine, tokenizer, rows, *groups)
-        samples, fate, signal = select(rollouts, stage)
-        journal.write(run.folder / "rollouts", step + 1, rollouts, fate)
-        start = time.perf_counter()
-        factor = wsd(step, stage.steps, stage.optim.warmup, stage.optim.decay, stage.optim.final)
-        trained = Update(model, reference, optimizer, stage, tokenizer.pad_id, run.device)(samples, factor)
-        skipped = check_finite(trained.get("loss", 0.0), trained.get("grad_norm", 0.0), skipped, run, step)
-        metrics |= signal | trained | rollout_metrics(rollouts, tokenizer)
-        metrics["seconds_train"] = time.perf_counter() - start
-        metrics["tokens_per_second"] = metrics["tokens"] / metrics["seconds_generate"]
-        metrics["lr"] = stage.optim.lr * factor
-        last = step + 1 == stage.steps
-        if held and ((step + 1) % stage.eval_every == 0 or last):
-            metrics |= _evaluate(engine, tokenizer, held, stage)
-        keys = ("reward", "accuracy", "completion_tokens", "eval_accuracy", "eval_tokens")
-        summary |= {k: metrics[k] for k in keys if k in metrics}
-        run.log.step(step + 1, stage.steps, metrics, SHOWN)
-        if (step + 1) % stage.checkpoint_every == 0 and not last:
-            state.save(run.folder / "state", step + 1, model, optimizer, summary)
+    try:
+        for step in range(done, stage.steps):
+            rollouts, metrics = source.of_step(step)
+            rollouts += refill(rollouts, stage, step, problems, engine, tokenizer, run.seed)
+            samples, fate, signal = select(rollouts, stage, step)
+            journal.write(run.folder / "rollouts", step + 1, rollouts, fate)
+            start = time.perf_counter()
+            factor = wsd(step, stage.steps, stage.optim.warmup, stage.optim.decay, stage.optim.final)
+            trained = Update(model, reference, optimizer, stage, tokenizer.pad_id, run.device)(
+                samples, factor
+            )
+            loss, norm = trained.get("loss", 0.0), trained.get("grad_norm", 0.0)
+            skipped = check_finite(loss, norm, skipped, run, step)
+            metrics |= signal | trained | rollout_metrics(rollouts, tokenizer)
+            metrics |= outcomes([r.scored for r in rollouts])
+            metrics["seconds_train"] = time.perf_counter() - start
+            landed = metrics.get("tokens_landed", metrics["tokens"])
+            metrics["tokens_per_second"] = landed / metrics["seconds_generate"]
+            metrics["lr"] = stage.optim.lr * factor
+            last = step + 1 == stage.steps
+            if held and ((step + 1) % stage.eval_every == 0 or last):
+                metrics |= _evaluate(engine, tokenizer, held, stage)
+            keys = ("reward", "accuracy", "completion_tokens", "eval_accuracy", "eval_tokens")
+            summary |= {k: metrics[k] for k in keys if k in metrics}
+            run.log.step(step + 1, stage.steps, metrics, SHOWN)
+            if (step + 1) % stage.checkpoint_every == 0 and not last:
+                kept = {"buffer": source.buffer()}
+                state.save(run.folder / "state", step + 1, model, optimizer, summary | kept)
+    finally:
+        source.close()
     checkpoint.save(run.folder / "checkpoint", model, tokenizer)
     card.write(run.folder / "checkpoint", recipe=run.recipe, stage=run.name, summary=summary, data=stage.data)
     return summary
@@ -103,10 +121,13 @@ class PromptsThatFit:
         self.most, self.count = most, count
 
     def of_step(self, step: int) -> list[dict[str, Any]]:
-        """`count` problems; a place whose problem is too long takes a later one from far behind all steps'
-        own."""
+        """`count` problems."""
+        return self.places(range(step * self.count, (step + 1) * self.count))
+
+    def places(self, places: Iterable[int]) -> list[dict[str, Any]]:
+        """A place whose problem is too long takes a later one from far behind all steps' own."""
         rows = []
-        for place in range(step * self.count, (step + 1) * self.count):
+        for place in places:
             for again in range(20):
                 row = self.problems.item(place + again * 1_000_003)
                 if len(prompt_ids(self.tokenizer, row, self.sampling)) <= self.most:
@@ -117,14 +138,48 @@ class PromptsThatFit:
         return rows
 
 
+def refill(
+    rollouts: Sequence[ScoredRollout],
+    stage: Grpo,
+    step: int,
+    problems: PromptsThatFit,
+    engine: TorchEngine,
+    tokenizer: ChatTokenizer,
+    seed: int,
+) -> list[ScoredRollout]:
+    """Further groups for those without signal, up to `stage.refill` times (dynamic sampling, DAPO, arXiv
+    2503.14476, section 3.2), drawn with the trainer's weights as they are.  Deviation: the groups without
+    signal stay in the record and in the metrics, so that accuracy and reward are those of the prompts, not of
+    the chosen ones."""
+    more: list[ScoredRollout] = []
+    engine.version = step
+    for turn in range(stage.refill):
+        live = advantages(*reward_table([*rollouts, *more], stage.group_size), stage.loss.advantage)[1]
+        missing = stage.prompts - int(live.sum())
+        if missing <= 0:
+            break
+        first = len(live)
+        far = (turn + 1) * FAR + step * stage.prompts
+        rows = problems.places(range(far, far + missing))
+        groups = (stage.group_size, stage.sampling, stage.rewards, seed, step, first)
+        more += sample_groups(engine, tokenizer, rows, *groups)[0]
+    return more
+
+
+def reward_table(rollouts: Sequence[ScoredRollout], group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(reward_PG, valid_PG): the rewards by group, and where there is one."""
+    rewards = [r.scored.reward for r in rollouts]
+    reward_PG = torch.tensor([x if x is not None else 0.0 for x in rewards]).view(-1, group_size)
+    return reward_PG, torch.tensor([x is not None for x in rewards]).view(-1, group_size)
+
+
 def select(
-    rollouts: Sequence[ScoredRollout], stage: Grpo
+    rollouts: Sequence[ScoredRollout], stage: Grpo, version: int
 ) -> tuple[list[Sample], list[str], dict[str, float]]:
     """Training samples with advantages; each rollout's fate; and what the rewards look like."""
     G = stage.group_size
     rewards = [r.scored.reward for r in rollouts]
-    reward_PG = torch.tensor([x if x is not None else 0.0 for x in rewards]).view(-1, G)
-    valid_PG = torch.tensor([x is not None for x in rewards]).view(-1, G)
+    reward_PG, valid_PG = reward_table(rollouts, G)
     advantage_PG, live_P = advantages(reward_PG, valid_PG, stage.loss.advantage)
     samples, fate = [], []
     for i, r in enumerate(rollouts):
@@ -142,6 +197,8 @@ def select(
                     r.rollout.logp_rollout,
                     float(advantage_PG.view(-1)[i]),
                     p,
+                    version - r.rollout.weight_version,
+                    r.rollout.routes,
                 )
             )
     valid = reward_PG[valid_PG]
@@ -161,9 +218,9 @@ def select(
 
 def rollout_metrics(rollouts: Sequence[ScoredRollout], tokenizer: ChatTokenizer) -> dict[str, float]:
     lengths = torch.tensor([float(len(r.rollout.completion_ids)) for r in rollouts])
-    n = len(rollouts)
+    n, judged = len(rollouts), sum(r.scored.judged for r in rollouts)
     return {
-        "accuracy": sum(r.scored.correct for r in rollouts) / n,
+        "accuracy": sum(r.scored.correct for r in rollouts) / max(1, judged),
         "completion_tokens": float(lengths.mean()),
         "completion_tokens_p95": float(lengths.quantile(0.95)),
         "truncated": sum(r.rollout.finish_reason == "length" for r in rollouts) / n,
@@ -176,7 +233,7 @@ def _evaluate(
     engine: TorchEngine, tokenizer: ChatTokenizer, rows: list[dict[str, Any]], stage: Grpo
 ) -> dict[str, float]:
     got = greedy_accuracy(engine, tokenizer, rows, stage.rewards, stage.sampling)
-    return {"eval_accuracy": got["accuracy"], "eval_tokens": got["tokens"]}
+    return {f"eval_{key}": got[key] for key in ("accuracy", "tokens", "errors")}
 
 
 @dataclass(slots=True)
@@ -196,25 +253,51 @@ class Update:
         if not prompts:
             return {}
         pieces = min(self.stage.updates, len(prompts))
+        shares = [set(prompts[k::pieces]) for k in range(pieces)]
+        parts = [
+            micro_batches(
+                [s for s in samples if s.prompt in mine], self.stage.micro_tokens, self.pad_id, self.device
+            )
+            for mine in shares
+        ]
+        old = [self._old(piece) if pieces > 1 else None for piece in parts]
+        mismatch = Mismatch()
         sums: dict[str, float] = {}
-        for k in range(pieces):
-            mine = set(prompts[k::pieces])
-            step = self._one([s for s in samples if s.prompt in mine], factor)
+        for k, piece in enumerate(parts):
+            step = self._one(piece, old[k], factor, mismatch)
             for name, value in step.items():
                 worst = name.endswith("_max")
                 sums[name] = (
                     max(sums.get(name, 0.0), value) if worst else sums.get(name, 0.0) + value / pieces
                 )
-        return sums
+        return sums | mismatch.metrics()
 
-    def _one(self, samples: list[Sample], factor: float) -> dict[str, float]:
-        parts = micro_batches(samples, self.stage.micro_tokens, self.pad_id, self.device)
-        weights = self._weights(parts, len(samples))
+    @torch.no_grad()
+    def _old(self, parts: list[MicroBatch]) -> list[torch.Tensor]:
+        """The trainer's log-probabilities before the first of several updates."""
+        temperature, replay = self.stage.sampling.temperature, self.stage.correction.replay_routes
+        return [logp_of(self.model, part, temperature, replay)[0] for part in parts]
+
+    def _one(
+        self, parts: list[MicroBatch], old: list[torch.Tensor] | None, factor: float, mismatch: Mismatch
+    ) -> dict[str, float]:
+        weights = self._weights(parts)
         sums: dict[str, float] = {}
         load: list[torch.Tensor] = []
-        temperature = self.stage.sampling.temperature
-        for part, weight_NT in zip(parts, weights, strict=True):
-            logp_NT, entropy_NT, load_E = logp_of(self.model, part, temperature)
+        temperature, correction = self.stage.sampling.temperature, self.stage.correction
+        corrects = correction.method != "none" or correction.stale_negatives is not None
+        for n, (part, weight_NT) in enumerate(zip(parts, weights, strict=True)):
+            logp_NT, entropy_NT, routing = logp_of(self.model, part, temperature, correction.replay_routes)
+            logp_old_NT = logp_NT.detach() if old is None else old[n]
+            mismatch.add(logp_old_NT, part.logp_rollout_NT, part.mask_NT, part.staleness_N)
+            if part.route_NTLK is not None and old is None:
+                mismatch.add_routes(part.route_NTLK, [r.own_NK for r in routing])
+            factor_NT = None
+            if corrects:
+                factor_NT = correction_weight(
+                    logp_old_NT, part.logp_rollout_NT, logp_NT.detach(), part.advantage_N, part.mask_NT,
+                    correction,
+                )  # fmt: skip
             logp_ref_NT = None
             if self.reference is not None:
                 with torch.no_grad():
@@ -227,23 +310,25 @@ class Update:
                 weight_NT,
                 self.stage.loss,
                 logp_ref_NT,
+                logp_old_NT if correction.method != "none" else None,
+                factor_NT,
             )
             value.backward()
             metrics |= {"loss": float(value.detach()), "entropy": float((entropy_NT * weight_NT).sum())}
             for name, x in metrics.items():
                 sums[name] = max(sums.get(name, 0.0), x) if name.endswith("_max") else sums.get(name, 0.0) + x
-            if load_E:
-                load.append(torch.stack(load_E))
+            if routing:
+                load.append(torch.stack([r.load_E for r in routing]))
         sums["grad_norm"] = self.optimizer.step(factor)
         if load:
             total = torch.stack(load).sum(0).float()
             sums["router_load_max"] = float((total.max(1).values / total.mean(1).clamp(min=1)).mean())
         return sums
 
-    def _weights(self, parts: list[MicroBatch], count: int) -> list[torch.Tensor]:
+    def _weights(self, parts: list[MicroBatch]) -> list[torch.Tensor]:
         """Token weights over all micro-batches together."""
         T = max(p.mask_NT.shape[1] for p in parts)
-        mask = torch.zeros(count, T, dtype=torch.bool, device=self.device)
+        mask = torch.zeros(sum(len(p.mask_NT) for p in parts), T, dtype=torch.bool, device=self.device)
         prompt = torch.cat([p.prompt_N for p in parts])
         n = 0
         for p in parts:

@@ -1,8 +1,9 @@
 """Log-probability of the target under a linear head, and the distribution's entropy, without holding all
 logits.
 
-    logits = (hidden @ weight.T).float() / T;  logp = logits[target] - logsumexp(logits);  entropy = -sum p
-    log p
+    logits = (hidden @ weight.T).float() / T
+    logp = logits[target] - logsumexp(logits)
+    entropy = -sum p log p
 
 `linear_logprob_ref` is the specification.  `linear_logprob` walks over chunks of tokens; its backward
 computes each chunk's logits again, so that memory is one chunk of logits and not N x V (the idea of Liger and

@@ -179,12 +179,34 @@ def _verify_arguments(p: argparse.ArgumentParser) -> None:
         "--show", type=int, default=10, metavar="N", help="rows shown that did not score 1 (default 10)"
     )
     p.add_argument("--out", metavar="FILE.jsonl", help="write every verdict there")
+    p.add_argument(
+        "--option",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="as `options` in a recipe's term: --option 'policy={percent: strict}'",
+    )
+    p.add_argument("--timeout", type=float, metavar="S", help="seconds for one verdict")
 
 
 def _verify(args: argparse.Namespace) -> int:
     from onebase import verify
 
-    return verify.main(args.verifier, args.data, args.gold, args.field, args.show, args.out)
+    return verify.main(
+        args.verifier, args.data, args.gold, args.field, args.show, args.out, args.option, args.timeout
+    )
+
+
+def _new_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("what", metavar="verifier", choices=("verifier",), help="what to make: verifier")
+    p.add_argument("name", metavar="NAME", help="its name: letters, digits and _")
+    p.add_argument("--dir", default=".", help="the folder in which NAME/ is made (default: here)")
+
+
+def _new(args: argparse.Namespace) -> int:
+    from onebase import new_verifier
+
+    return new_verifier.main(args.name, args.dir)
 
 
 def _ls_arguments(p: argparse.ArgumentParser) -> None:
@@ -239,8 +261,13 @@ VERBS = {
     "eval": Verb(_eval_arguments, _eval, "measure checkpoints on problems"),
     "chat": Verb(_chat_arguments, _chat, "talk to a checkpoint"),
     "verify": Verb(_verify_arguments, _verify, "judge the rows of a file by a verifier"),
+    "new": Verb(_new_arguments, _new, "write a verifier's plug-in: code, golden cases, test, package"),
     "ls": Verb(_ls_arguments, _ls, "list runs, recipes, worlds or verifiers"),
     "cp": Verb(_cp_arguments, _cp, "copy a shipped recipe to edit it, or a checkpoint to give it away"),
     "doctor": Verb(lambda p: None, _doctor, "look at this machine: libraries, GPU, memory, disk"),
     "schema": Verb(_schema_arguments, _schema, "the recipe's JSON schema, or its fields as text"),
 }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -49,6 +49,7 @@ def checks() -> Iterator[Check]:
     for requirement in requirements(extra=None):
         yield package(requirement, needed=True)
     yield from torch_checks()
+    yield from sandbox_checks()
     for requirement in requirements(extra="vllm") + requirements(extra="ray"):
         yield package(requirement, needed=False)
     yield from machine()
@@ -131,6 +132,49 @@ def torch_checks() -> Iterator[Check]:
             f"{torch.cuda.get_device_name(n)}, {human_bytes(free)} of {human_bytes(total)} free",
         )
         yield Check(f"matmul on GPU {n}", *matmul(f"cuda:{n}"))
+
+
+def sandbox_checks() -> Iterator[Check]:
+    """What code verifiers can hold untrusted code with here, and whether it holds when attacked."""
+    from onebase.verifiers.sandbox import DEMAND, SandboxError
+    from onebase.verifiers.sandbox_check import BASIC, check, verdict
+
+    try:
+        reports = [check("off"), check("auto")]
+    except SandboxError as error:
+        yield Check("sandbox", "note", str(error).splitlines()[0], "only verifiers that run code need it")
+        return
+    plain, full = reports
+    lacking = [wish for wish in DEMAND if not set(wish.split("|")) & set(full.layers)]
+    reasons = [
+        f"no {layer}: {full.missing[layer]}"
+        for wish in lacking
+        for layer in wish.split("|")
+        if layer in full.missing
+    ]
+    yield Check(
+        "sandbox",
+        "note" if lacking else "ok",
+        ", ".join(plain.layers) or "no layer",
+        "; ".join([*reasons, *plain.notes]),
+    )
+    more = [layer for layer in full.layers if layer not in plain.layers]
+    reasons = [
+        f"no {layer}: {reason}"
+        for layer, reason in full.missing.items()
+        if layer not in BASIC and not reason.startswith("not needed")
+    ]
+    advice = "; ".join(dict.fromkeys(reasons)) if not lacking else ""
+    yield Check("sandbox, namespaces", "ok" if more else "note", ", ".join(more) or "none", advice)
+    for name, report in zip(("", " with namespaces"), reports if more else reports[:1], strict=False):
+        failed = sum(result.held for result in report.results)
+        through = [f"{result.attack}: {verdict(result)}" for result in report.results if not result.held]
+        yield Check(
+            f"sandbox self-test{name}",
+            "bad" if report.breaches else "note" if through else "ok",
+            f"{failed} of {len(report.results)} attacks fail",
+            "; ".join(through),
+        )
 
 
 def matmul(device: str) -> tuple[State, str, str]:

@@ -17,13 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onebase import jsonl_zst
+from onebase import gold, jsonl_zst
 from onebase.data import problem_rows
 from onebase.errors import UserError
 from onebase.files import atomic_write
 from onebase.measures import numbers, vote
 from onebase.model import checkpoint
 from onebase.recipe import Eval, Sampling, Term
+from onebase.rewards import correctness
 from onebase.rollout.engine import Engine
 from onebase.rollout.groups import ScoredRollout, prompt_ids, sample_groups
 from onebase.rollout.torch_engine import TorchEngine
@@ -49,7 +50,7 @@ def greedy_accuracy(
 
     `accuracy` is over judged completions, 0 where none was judged; `errors` counts the others.
     """
-    rollouts, _ = sample_groups(engine, tokenizer, rows, 1, greedy(sampling), terms, 0, 0)
+    rollouts, _ = sample_groups(engine, tokenizer, rows, 1, greedy(sampling), correctness(terms), 0, 0)
     judged = [r for r in rollouts if r.scored.judged]
     n = max(1, len(rollouts))
     return {
@@ -68,7 +69,8 @@ def main(run: StageRun) -> dict[str, float]:
     origins = {
         label: resolve_checkpoint(run.recipe, run.folder.parent, name) for label, name in stage.models.items()
     }
-    rows, skipped = _problems(run, stage, origins)
+    golds = gold.check(run, stage.data)  # before a model is loaded
+    rows, skipped = _problems(run, stage, origins, golds)
     files = _files(run.folder / "models", list(origins))
     results: dict[str, dict[str, Any]] = {}
     for turn, (label, origin) in enumerate(origins.items()):
@@ -87,6 +89,7 @@ def main(run: StageRun) -> dict[str, float]:
         "sources": [s.model_dump(mode="json", exclude_defaults=True) for s in stage.data],
         "problems": len(rows),
         "too_long": skipped,
+        "bad_gold": len(golds.keys),
         "samples": stage.samples,
         "sampling": stage.sampling.model_dump(mode="json"),
         "seed": run.seed,
@@ -96,10 +99,12 @@ def main(run: StageRun) -> dict[str, float]:
     return {f"{label}: greedy": r["greedy"] for label, r in results.items() if r["greedy"] is not None}
 
 
-def _problems(run: StageRun, stage: Eval, origins: dict[str, str]) -> tuple[list[dict[str, Any]], int]:
+def _problems(
+    run: StageRun, stage: Eval, origins: dict[str, str], golds: gold.Found
+) -> tuple[list[dict[str, Any]], int]:
     """The problems whose prompt is short enough under every model's tokenizer, so that all answer the same
     ones; and how many were not."""
-    rows = problem_rows(stage.data, run.seed, stage.problems, run.folders)
+    rows = gold.keep(problem_rows(stage.data, run.seed, stage.problems, run.folders), golds)
     if not rows:
         raise UserError(f"stage {run.name}: its data holds no problem")
     tokenizers = [ChatTokenizer.load(origin) for origin in dict.fromkeys(origins.values())]

@@ -1,9 +1,9 @@
 """What a stage tells while it runs: metrics.jsonl and events.jsonl for the report, one progress line for the
 person.
 
-    log.step(12, 400, {"loss": 2.1, "lr": 3e-4, ...}, show=("loss",))   a line of metrics.jsonl, and the bar
-    moves log.event("skipped_rows", count=3, file="a.jsonl")                  a line of events.jsonl, printed
-    as a warning log.note("tokenizer: 512 entries")                                  printed only
+    log.step(12, 400, {"loss": 2.1, "lr": 3e-4, ...}, show=("loss",))   a line of metrics.jsonl; the bar moves
+    log.event("skipped_rows", count=3, file="a.jsonl")                  a line of events.jsonl, and a warning
+    log.note("tokenizer: 512 entries")                                  printed only
 
 On a terminal there is one bar per stage; elsewhere (a log file, CI) a plain line every few seconds.
 """

@@ -3,8 +3,9 @@
     runs/<recipe>/recipe.resolved.yaml   what was asked for, every default written out
     runs/<recipe>/run.json               versions, commit and hardware of the latest start
     runs/<recipe>/starts.jsonl           the same for every start
-    runs/<recipe>/<stage>/               the stage's own files; made.json: what it is made from; done.json: it
-    is finished
+    runs/<recipe>/<stage>/               the stage's own files
+    runs/<recipe>/<stage>/made.json      what it is made from
+    runs/<recipe>/<stage>/done.json      it is finished
 
 A stage's main keeps its own state/ and goes on from there when it is called again, so a broken stage is
 simply called again.  A finished stage is skipped as long as what it was made from is unchanged; otherwise
@@ -75,6 +76,10 @@ def run(
         finished = [name for name in todo if stage_state.is_done(folder / name) and not fresh]
         plan.show(recipe, todo, finished)
     if dry_run:
+        from onebase import gold
+
+        for line in gold.plan_lines(recipe, todo):
+            print(line)
         return folder
     device = pick_device(recipe.hardware)
     with ExitStack() as stack:

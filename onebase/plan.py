@@ -3,14 +3,12 @@
 Parameters follow from the config by closed formulas and are exact.  Memory and minutes are estimates:
 
     memory    fp32 weights + two moments + gradient (16 bytes a parameter), a bf16 copy where asked for, what
-    one
-              micro-batch keeps for the backward pass, the logits and their gradient; for rollouts the weights
-              and the latent cache of every slot
-    minutes   6 FLOP per active parameter and trained token (Kaplan et al., arXiv 2001.08361, section 2.1), 2
-    per
-              generated one, attention added, over the speed of one matmul of the model's own size that is
-              timed here for a moment, times the share of that speed that the loops reach (TRAIN_SHARE,
-              DECODE_SHARE). Generated tokens are an upper bound: every completion as long as allowed.
+              one micro-batch keeps for the backward pass, the logits and their gradient; for rollouts the
+              weights and the latent cache of every slot
+    minutes   6 FLOP per active parameter and trained token (Kaplan et al., arXiv 2001.08361, section 2.1),
+              2 per generated one, attention added, over the speed of one matmul of the model's own size that
+              is timed here for a moment, times the share of that speed that the loops reach (TRAIN_SHARE,
+              DECODE_SHARE).  Generated tokens are an upper bound: every completion as long as allowed.
 """
 
 from __future__ import annotations

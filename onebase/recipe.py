@@ -50,7 +50,8 @@ class Source(Section):
     @model_validator(mode="after")
     def _one_origin(self) -> Source:
         given = [k for k in ("world", "path", "hub", "stage") if getattr(self, k) is not None]
-        assert len(given) == 1, f"exactly one of world, path, hub, stage; given: {given or 'none'}"
+        if len(given) != 1:
+            raise ValueError(f"exactly one of world, path, hub, stage; given: {given or 'none'}")
         return self
 
 
@@ -100,15 +101,40 @@ class Sampling(Section):
 
 
 class Term(Section):
-    """One term of a reward: weight times the verifier's reward."""
+    """One term of a reward: weight times the verifier's reward (onebase/rewards.py has the rule).  The first
+    term says what is correct."""
 
     verifier: str
     """Built-in name, entry point or path.py:function."""
-    weight: float = 1.0
+    name: str | None = None
+    """What gates, records and metrics call the term; null: the verifier (verifier#2 where it is used
+    twice)."""
+    weight: float = Field(1.0, allow_inf_nan=False)
+    """0: judged and told, not counted.  The sum may leave [0, 1]."""
+    schedule: list[tuple[int, float]] = []
+    """Points [step, share of the weight], in straight lines between and level outside of them; steps from 0.
+    [[0, 0], [50, 1]] grows over 50 steps, [[99, 1], [100, 0]] ends with step 99."""
+    cap: float | None = Field(None, gt=0, le=1)
+    """Largest reward that counts, before the weight."""
     gate: str | None = None
-    """Counts only where the named verifier of this list gave more than 0."""
+    """NAME: counts only where that term of this list counts and gave more than 0.  NAME.DETAIL: only where
+    that detail of its verdict is true.  Where the gate is closed, the verifier is not called."""
     options: dict[str, Any] = {}
     """Row fields handed to the verifier for every completion."""
+    timeout: float | None = Field(None, gt=0)
+    """Seconds after which one verdict is an error and its process is killed; null: what the verifier asks
+    for, else 10."""
+    workers: int | None = Field(None, gt=0)
+    """Processes for this verifier (on Ray: of each node); null: what it asks for, else one for each core."""
+
+    @model_validator(mode="after")
+    def _schedule_rises(self) -> Term:
+        steps = [step for step, _ in self.schedule]
+        if steps != sorted(set(steps)) or any(s < 0 for s in steps):
+            raise ValueError(f"schedule: its steps must rise from 0 on; given: {steps}")
+        if not all(abs(share) < float("inf") for _, share in self.schedule):
+            raise ValueError("schedule: shares must be finite")
+        return self
 
 
 class Loss(Section):
@@ -132,6 +158,49 @@ class Loss(Section):
     kl: float = Field(0.0, ge=0)
     """Weight of the KL to the reference, the stage's initial model."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k2"
+
+
+class Engines(Section):
+    """Who generates the rollouts."""
+
+    name: Literal["auto", "torch", "vllm"] = "auto"
+    """torch: the trainer's own weights in place, no copy and no sync (with replicas: copies of them); vllm;
+    auto: torch below a billion parameters or where vLLM is not installed."""
+    replicas: int = Field(0, ge=0)
+    """Engines as Ray actors; 0: one engine in the trainer's process."""
+    staleness: int = Field(0, ge=0)
+    """Most weight versions that a rollout may be behind the trainer: engines generate so many steps ahead.
+    Needs replicas."""
+    mismatch: Literal["stop", "warn"] = "stop"
+    """What to do where an engine turns out not to hold the trainer's weights."""
+
+    @model_validator(mode="after")
+    def _ahead_needs_engines(self) -> Engines:
+        if self.staleness and not self.replicas:
+            raise ValueError("staleness: engines in the trainer's process cannot work ahead; set replicas: 1")
+        return self
+
+
+class Correction(Section):
+    """Correction for an engine that is not the trainer (formulas in grpo/correction.py)."""
+
+    method: Literal["none", "truncate", "mask"] = "none"
+    """none: the loss's ratio is taken against the engine's own log-probabilities; truncate: the weight is at
+    most `high` (TIS); mask: outside [low, high] it is 0 (IcePop at token level)."""
+    level: Literal["token", "sequence", "geometric"] = "token"
+    """Ratio of a token, of the sequence (product), or the product's T-th root."""
+    low: float = Field(0.5, ge=0)
+    high: float = Field(2.0, gt=0)
+    stale_negatives: float | None = None
+    """Leave out sequences with a negative advantage whose mean log-ratio engine/trainer is above this."""
+    replay_routes: bool = False
+    """Train with the experts that the engine chose (R3, arXiv 2510.11370)."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Correction:
+        if self.low > self.high:
+            raise ValueError(f"low={self.low} is above high={self.high}")
+        return self
 
 
 class StageBase(Section):
@@ -204,8 +273,15 @@ class Grpo(StageBase):
     max_prompt: int = Field(128, gt=0)
     """Longest prompt in tokens; longer ones are passed over."""
     sampling: Sampling = Sampling()
+    engines: Engines = Engines()
     rewards: list[Term] = Field(min_length=1)
+    bad_gold: Literal["refuse", "drop"] = "refuse"
+    """What to do, before a model is loaded, with rows whose own answer a verifier cannot understand."""
+    refill: int = Field(0, ge=0)
+    """Dynamic sampling (DAPO): how often groups without signal are replaced by other prompts' groups before
+    the step is trained."""
     loss: Loss = Loss()
+    correction: Correction = Correction()
     optim: Optim = Optim(lr=1e-6, weight_decay=0.0)
     evaluate: list[Source] = []
     """Problems of the held-out greedy accuracy."""
@@ -229,6 +305,8 @@ class RejectSample(StageBase):
     sampling: Sampling = Sampling()
     rewards: list[Term] = Field(min_length=1)
     """Kept where the combined reward is at least `threshold`."""
+    bad_gold: Literal["refuse", "drop"] = "refuse"
+    """What to do, before a model is loaded, with rows whose own answer a verifier cannot understand."""
     threshold: float = 1.0
     require_think: bool = True
     """Keep only completions with a closed thought."""
@@ -250,6 +328,8 @@ class Eval(StageBase):
     """Longest prompt in tokens; longer ones are passed over."""
     sampling: Sampling = Sampling()
     rewards: list[Term] = Field(min_length=1)
+    bad_gold: Literal["refuse", "drop"] = "refuse"
+    """What to do, before a model is loaded, with rows whose own answer a verifier cannot understand."""
 
 
 Stage = Annotated[Pretrain | Sft | Grpo | RejectSample | Eval, Field(discriminator="kind")]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from onebase import graph
-from onebase.recipe import TRAINED, Recipe, Source
+from onebase.recipe import TRAINED, Recipe, Source, Term
 from onebase.wording import given, hint, listed, nearest
 from onebase.yaml_places import Document, Keys
 
@@ -31,7 +30,7 @@ def faults(recipe: Recipe, document: Document) -> Iterator[str]:
         for key in ("data", "heldout", "evaluate"):
             for n, source in enumerate(getattr(stage, key, [])):
                 yield from _source_faults(source, document, (*at, key, n))
-        yield from _reward_faults(getattr(stage, "rewards", []), document, (*at, "rewards"))
+        yield from _reward_faults(getattr(stage, "rewards", []), stage.kind, document, (*at, "rewards"))
     loop = graph.cycle(recipe.stages)
     if loop:
         steps = [
@@ -123,9 +122,12 @@ def _world_faults(source: Source, document: Document, keys: Keys) -> Iterator[st
         yield _fault(document, (*keys, "difficulty"), text)
 
 
-def _reward_faults(terms: list[Any], document: Document, keys: Keys) -> Iterator[str]:
-    names = [term.verifier for term in terms]
-    known = verifier_names() if terms else []
+def _reward_faults(terms: list[Term], kind: str, document: Document, keys: Keys) -> Iterator[str]:
+    if not terms:
+        return
+    from onebase import rewards
+
+    known = verifier_names()
     for n, term in enumerate(terms):
         text = f"given {given(term.verifier)}: "
         if ".py:" in term.verifier:
@@ -134,12 +136,14 @@ def _reward_faults(terms: list[Any], document: Document, keys: Keys) -> Iterator
         elif term.verifier not in known:
             text += f"no such verifier\n  allowed: {listed(known)}, or path/to/file.py:function"
             yield _fault(document, (*keys, n, "verifier"), text + hint(term.verifier, known))
-        if term.gate is not None and (term.gate not in names or term.gate == term.verifier):
-            others = [name for name in names if name != term.verifier]
-            text = (
-                f"given {given(term.gate)}: not another of this stage's rewards\n  allowed: {listed(others)}"
-            )
-            yield _fault(document, (*keys, n, "gate"), text + hint(term.gate, others))
+        if term.schedule and kind != "grpo":
+            text = f"a {kind} stage has no steps; only a grpo stage's weights change"
+            yield _fault(document, (*keys, n, "schedule"), text)
+        if term.name is not None and not WORD.fullmatch(term.name):
+            text = f"given {given(term.name)}\n  allowed: letters, digits, - and _"
+            yield _fault(document, (*keys, n, "name"), text)
+    for n, field, text in rewards.term_faults(terms):
+        yield _fault(document, (*keys, n, field), text)
 
 
 def verifier_names() -> list[str]:

@@ -13,20 +13,27 @@ from typing import Any
 from onebase.errors import UserError
 from onebase.recipe import Source
 
+# What a verifier may need instead of an answer: unit tests, instructions, a schema, a generator's own entry.
+JUDGED_BY = {"answer", "tests", "checks", "instruction_id_list", "schema", "entry"}
 TABLES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
 def file_rows(source: Source, folders: dict[str, Path]) -> Iterator[dict[str, Any]]:
     """Rows of a path, hub or stage source, renamed and cut to `rows`."""
     start, stop = source.rows or (0, None)
-    for n, row in enumerate(_raw_rows(source, folders)):
+    for n, row in enumerate(_raw_rows(source, folders, stop)):
         if stop is not None and n >= stop:
             return
         if n >= start:
             yield _renamed(row, source, n)
 
 
-def _raw_rows(source: Source, folders: dict[str, Path]) -> Iterator[dict[str, Any]]:
+def _raw_rows(source: Source, folders: dict[str, Path], stop: int | None) -> Iterator[dict[str, Any]]:
+    if source.hub is not None and source.hub.startswith("reasoning_gym:"):
+        from onebase.verifiers.reasoning_gym import source_rows
+
+        yield from source_rows(source.hub.partition(":")[2], source.split, stop)
+        return
     if source.hub is not None:
         yield from _hub(source)
         return
@@ -121,11 +128,13 @@ def chat_row(row: dict[str, Any], where: str) -> list[dict[str, str]]:
 
 def problem_row(row: dict[str, Any], source: Source) -> dict[str, Any]:
     where = source.path or source.hub or f"stage {source.stage}"
-    for field in ("problem", "answer"):
-        if row.get(field) in (None, ""):
-            raise UserError(
-                f"{where}: a problem needs `problem` and `answer`; this row has: {', '.join(row)}. "
-                "Rename with `fields`."
-            )
+    given = {field for field, value in row.items() if value not in (None, "")}
+    if "problem" not in given or not given & JUDGED_BY:
+        raise UserError(
+            f"{where}: a problem needs `problem` and `answer`; this row has: {', '.join(row)}. "
+            "Rename with `fields`.  In place of `answer` it may have: "
+            f"{', '.join(sorted(JUDGED_BY - {'answer'}))}."
+        )
     family = row.get("family") or Path(where).stem
-    return {**row, "problem": str(row["problem"]), "answer": str(row["answer"]), "family": family}
+    answer = "" if row.get("answer") is None else str(row["answer"])
+    return {**row, "problem": str(row["problem"]), "answer": answer, "family": family}

@@ -14,17 +14,30 @@ from onebase.files import append_jsonl, read_jsonl
 from onebase.wording import hint, listed
 
 
-def main(name: str, data: str, gold: bool, fields: list[str], show: int, out: str | None) -> int:
+def main(
+    name: str,
+    data: str,
+    gold: bool,
+    fields: list[str],
+    show: int,
+    out: str | None,
+    options: list[str] | None = None,
+    timeout: float | None = None,
+) -> int:
     """Print the table; 1 where `gold` is asked for and an answer does not score 1."""
     from rich.console import Console
     from rich.table import Table
 
-    from onebase.verifiers.pool import run_verdicts
+    from onebase.recipe import Term
+    from onebase.rewards import verdicts_of
     from onebase.verifiers.registry import load
 
     load(name)  # an unknown name is told before the data is read
+    if timeout is not None and not timeout > 0:
+        raise UserError(f"--timeout {timeout:g}: expected seconds, more than 0")
+    term = Term(verifier=name, options=read_options(options or []), timeout=timeout)
     rows = read_rows(Path(data).expanduser(), gold, fields)
-    verdicts = run_verdicts(name, rows)
+    verdicts = verdicts_of(term, [row | term.options for row in rows])
     if out:
         path = Path(out).expanduser()
         if path.exists():
@@ -68,6 +81,22 @@ def count(verdicts: list[Any]) -> dict[str, object]:
         "ms (median)": f"{1000 * seconds[len(seconds) // 2]:.2f}",
         "ms (slowest)": f"{1000 * seconds[-1]:.2f}",
     }
+
+
+def read_options(texts: list[str]) -> dict[str, Any]:
+    """`NAME=VALUE`, the value as YAML has it."""
+    import yaml
+
+    options = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise UserError(f"--option {text}: expected NAME=VALUE, as in policy={{percent: strict}}")
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--option {text}: the value is no YAML: {error}") from error
+    return options
 
 
 def read_rows(path: Path, gold: bool, fields: list[str]) -> list[dict[str, Any]]:

@@ -13,11 +13,29 @@ from onebase.model.hf import HFCausalLM, SlotCache
 from onebase.model.transformer import Transformer
 
 
+class RouteLog:
+    """The experts of every cached position, [slots, length, L, K], kept like a cache: for routing replay."""
+
+    def __init__(self, model: Transformer, slots: int, length: int) -> None:
+        shape = len(model.trunk_moe_layers()), model.config.num_experts_per_tok
+        self.slots = torch.zeros(slots, length, *shape, dtype=torch.int16, device=model.head_weight.device)
+
+    def put_rows(self, routes: list[Tensor], row_N: Tensor, slot_N: Tensor) -> None:
+        """Of a prefill: per layer [B, T, K]; row_N's go into slot_N."""
+        route_BTLK = torch.stack(routes, 2).short()
+        self.slots[slot_N, : route_BTLK.shape[1]] = route_BTLK[row_N]
+
+    def put_tokens(self, routes: list[Tensor], position_N: Tensor) -> None:
+        """Of a decoding step: per layer [n, K]; of the first n slots at their positions."""
+        row_N = torch.arange(len(position_N), device=position_N.device)
+        self.slots[row_N, position_N] = torch.stack(routes, 1).short()
+
+
 class NativeDecoder:
     """Our model over the compressed latent cache: [slots, length, latent + rope] per layer."""
 
-    def __init__(self, model: Transformer, slots: int, length: int) -> None:
-        self.model = model
+    def __init__(self, model: Transformer, slots: int, length: int, routes: RouteLog | None = None) -> None:
+        self.model, self.routes = model, routes
         weight = model.head_weight
         size = model.config.kv_lora_rank + model.config.qk_rope_head_dim
         self.caches = [
@@ -30,7 +48,9 @@ class NativeDecoder:
 
     def prefill(self, ids_BT: Tensor, length_B: Tensor, row_N: Tensor, slot_N: Tensor) -> Tensor:
         """Run the right-padded prompts; row_N's entries go into slot_N.  Logits [B, V] of each last token."""
-        hidden, entries = self.model.prefill(ids_BT)
+        hidden, entries, routes = self.model.prefill(ids_BT)
+        if self.routes is not None:
+            self.routes.put_rows(routes, row_N, slot_N)
         for cache, entry in zip(self.caches, entries, strict=True):
             cache[slot_N, : entry.shape[1]] = entry[row_N]
         last = hidden[torch.arange(len(hidden), device=hidden.device), length_B - 1]
@@ -41,12 +61,16 @@ class NativeDecoder:
         `length`."""
         closed = self.place[:length] > position_N[:, None]
         bias = torch.zeros(closed.shape, device=closed.device).masked_fill_(closed, float("-inf"))
-        hidden = self.model.decode(ids_N, position_N, [c[:n, :length] for c in self.caches], bias)
+        hidden, routes = self.model.decode(ids_N, position_N, [c[:n, :length] for c in self.caches], bias)
+        if self.routes is not None:
+            self.routes.put_tokens(routes, position_N)
         return head_logits(hidden, self.model.head_weight)
 
     def move(self, source: int, target: int) -> None:
         for cache in self.caches:
             cache[target] = cache[source]
+        if self.routes is not None:
+            self.routes.slots[target] = self.routes.slots[source]
 
 
 class HFDecoder:

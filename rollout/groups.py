@@ -38,22 +38,32 @@ def completion_text(tokenizer: ChatTokenizer, rollout: Rollout, sampling: Sampli
     return THINK + text if sampling.think == "open" else text
 
 
-def sample_groups(
-    engine: Engine,
+def facts(tokenizer: ChatTokenizer, rollout: Rollout, sampling: Sampling) -> dict[str, Any]:
+    """What verifiers are told of a completion beside its text: its length, and how many thoughts it opens and
+    closes by token ids, which its text cannot show (a spelled-out tag reads the same)."""
+    ids = rollout.completion_ids
+    out: dict[str, Any] = {"n_tokens": len(ids)}
+    if tokenizer.think_id is not None and tokenizer.end_think_id is not None:
+        opened = ids.count(tokenizer.think_id) + (sampling.think == "open")
+        out["tag_counts"] = [opened, ids.count(tokenizer.end_think_id)]
+    return out
+
+
+def requests_of(
     tokenizer: ChatTokenizer,
     rows: Sequence[dict[str, Any]],
     group_size: int,
     sampling: Sampling,
-    terms: Sequence[Term],
     seed: int,
     step: int,
-) -> tuple[list[ScoredRollout], dict[str, float]]:
-    """`group_size` scored rollouts of each row, group by group, and the seconds of the two phases."""
-    start = time.perf_counter()
-    requests = [
+    first: int = 0,
+) -> list[Request]:
+    """`group_size` requests of each row, group by group; each seeded by (seed, step, prompt, sample), prompts
+    being numbered from `first`."""
+    return [
         Request(
             prompt_ids=ids,
-            seed=request_seed(seed, step, p, g),
+            seed=request_seed(seed, step, first + p, g),
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -63,14 +73,48 @@ def sample_groups(
         for p, ids in enumerate(prompt_ids(tokenizer, row, sampling) for row in rows)
         for g in range(group_size)
     ]
-    rollouts = engine.generate(requests)
-    generated = time.perf_counter()
+
+
+def judged(
+    tokenizer: ChatTokenizer,
+    rows: Sequence[dict[str, Any]],
+    rollouts: Sequence[Rollout],
+    sampling: Sampling,
+    terms: Sequence[Term],
+    step: int,
+    first: int = 0,
+) -> list[ScoredRollout]:
+    """Verdicts on the rollouts of the rows' groups, which are numbered from `first`."""
+    group_size = len(rollouts) // len(rows)
+    assert len(rollouts) == group_size * len(rows), f"{len(rollouts)=} {len(rows)=}"
     texts = [completion_text(tokenizer, r, sampling) for r in rollouts]
     owners = [rows[i // group_size] for i in range(len(rollouts))]
-    scored = score(owners, texts, terms)
-    verified = time.perf_counter()
-    out = [
-        ScoredRollout(row, i // group_size, rollout, text, s)
+    asked = [
+        row | facts(tokenizer, r, sampling) | {"group": first + i // group_size}
+        for i, (row, r) in enumerate(zip(owners, rollouts, strict=True))
+    ]
+    scored = score(asked, texts, terms, step)
+    return [
+        ScoredRollout(row, first + i // group_size, rollout, text, s)
         for i, (row, rollout, text, s) in enumerate(zip(owners, rollouts, texts, scored, strict=True))
     ]
+
+
+def sample_groups(
+    engine: Engine,
+    tokenizer: ChatTokenizer,
+    rows: Sequence[dict[str, Any]],
+    group_size: int,
+    sampling: Sampling,
+    terms: Sequence[Term],
+    seed: int,
+    step: int,
+    first: int = 0,
+) -> tuple[list[ScoredRollout], dict[str, float]]:
+    """`group_size` scored rollouts of each row, group by group, and the seconds of the two phases."""
+    start = time.perf_counter()
+    rollouts = engine.generate(requests_of(tokenizer, rows, group_size, sampling, seed, step, first))
+    generated = time.perf_counter()
+    out = judged(tokenizer, rows, rollouts, sampling, terms, step, first) if rows else []
+    verified = time.perf_counter()
     return out, {"seconds_generate": generated - start, "seconds_verify": verified - generated}

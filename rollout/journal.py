@@ -32,7 +32,7 @@ def write(folder: Path, step: int, rollouts: Sequence[ScoredRollout], fate: Sequ
             "why": why,
             "finish_reason": o.finish_reason,
             "tokens": len(o.completion_ids),
-            "weight_version": o.weight_version,
+            "weight_versions": o.versions,
             "seed": o.seed,
             "completion_ids": o.completion_ids,
             "logp_rollout": [round(x, 5) for x in o.logp_rollout],

@@ -5,13 +5,11 @@ The same function as `Transformer.decode`, with products of weights formed once 
 
 - gains of the norms before a projection are multiplied into it;
 - query and W_uk, value and output projection become one matrix each: a head's query meets the cached latent
-directly
-  and its mixed latent goes straight to the residual stream (MLA's absorption, arXiv 2405.04434, section
-  2.1.2, carried to the end); one product gives every head's query and the new cache entry, laid out alike, so
-  that one multiplication rotates them all;
+  directly and its mixed latent goes straight to the residual stream (MLA's absorption, arXiv 2405.04434,
+  section 2.1.2, carried to the end); one product gives every head's query and the new cache entry, laid out
+  alike, so that one multiplication rotates them all;
 - router, all experts and the shared expert are one product in and one out; an expert that was not chosen has
-gate 0.
-  That computes E / K times more than needed and is faster as long as E / K is small (`fits`).
+  gate 0.  That computes E / K times more than needed and is faster as long as E / K is small (`fits`).
 
 Sums are formed in another order than in training, so logits differ by float32 rounding; the parity test holds
 1e-5.
@@ -29,6 +27,7 @@ from onebase.model.config import ModelConfig
 from onebase.model.mla import MLA, RMSNorm
 from onebase.model.moe import MoE, SwiGLU
 from onebase.model.transformer import Transformer
+from onebase.rollout.decoders import RouteLog
 
 MOST_WASTE = 8  # largest E / K that is still computed densely
 
@@ -65,8 +64,8 @@ class _Layer:
 class PackedDecoder:
     """As `NativeDecoder`; `begin` must be called before each use, since the weights may have been trained."""
 
-    def __init__(self, model: Transformer, slots: int, length: int) -> None:
-        self.model, self.config = model, model.config
+    def __init__(self, model: Transformer, slots: int, length: int, routes: RouteLog | None = None) -> None:
+        self.model, self.config, self.routes = model, model.config, routes
         c = model.config
         self.H, self.C, self.R = c.num_attention_heads, c.kv_lora_rank, c.qk_rope_head_dim
         self.caches = [torch.zeros(slots, length, self.C + self.R) for _ in model.layers]
@@ -109,7 +108,9 @@ class PackedDecoder:
 
     def prefill(self, ids_BT: Tensor, length_B: Tensor, row_N: Tensor, slot_N: Tensor) -> Tensor:
         """Logits [B, V] of each last token; row_N's entries go into slot_N."""
-        hidden, entries = self.model.prefill(ids_BT)
+        hidden, entries, routes = self.model.prefill(ids_BT)
+        if self.routes is not None:
+            self.routes.put_rows(routes, row_N, slot_N)
         for cache, entry in zip(self.caches, entries, strict=True):
             cache[slot_N, : entry.shape[1]] = entry[row_N]
         return F.linear(hidden[torch.arange(len(hidden)), length_B - 1], self.model.head_weight)
@@ -121,6 +122,7 @@ class PackedDecoder:
         # [n, 1, length]; positions behind a row's own are closed
         bias = torch.where(self.place[:length] > position_N[:, None], -torch.inf, 0.0).unsqueeze(1)
         row = self.row[:n]
+        routes: list[Tensor] = []
         for layer, cache in zip(self.packed, self.caches, strict=True):
             made = (normalise(x, self.eps) @ layer.project).view(n, self.H + 1, self.C + self.R)
             torch.view_as_complex(made[..., self.C :].unflatten(-1, (-1, 2))).mul_(rotation)
@@ -132,10 +134,13 @@ class PackedDecoder:
             score = torch.baddbmm(bias, made[:, :-1], seen.mT, alpha=self.scale)
             mixed = torch.bmm(score.softmax(-1), seen[..., : self.C])
             x = torch.addmm(x, mixed.flatten(1), layer.out)
-            x = self._mlp_step(x, layer)
+            x = self._mlp_step(x, layer, routes)
+        if self.routes is not None:
+            self.routes.put_tokens(routes, position_N)
         return normalise(x, self.eps) @ self.head
 
-    def _mlp_step(self, x: Tensor, layer: _Layer) -> Tensor:
+    def _mlp_step(self, x: Tensor, layer: _Layer, routes: list[Tensor]) -> Tensor:
+        """The layer's output; the experts of a MoE layer are added to `routes`."""
         wide = normalise(x, self.eps) @ layer.up
         width = layer.down.shape[0]
         hidden = F.silu(wide[:, :width]).mul_(wide[:, width : 2 * width])
@@ -143,6 +148,7 @@ class PackedDecoder:
             router, E = layer.moe.gate, self.config.n_routed_experts
             score = wide[:, 2 * width :].sigmoid()
             index = router.choose(score)
+            routes.append(index)
             gate = score.gather(1, index)
             if router.normalise:
                 gate = gate / (gate.sum(-1, keepdim=True) + 1e-20)
@@ -156,3 +162,5 @@ class PackedDecoder:
     def move(self, source: int, target: int) -> None:
         for cache in self.caches:
             cache[target] = cache[source]
+        if self.routes is not None:
+            self.routes.slots[target] = self.routes.slots[source]

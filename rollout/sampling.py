@@ -73,7 +73,8 @@ def draw(
         best_N, token_N = p_NV.max(-1)
         return token_N, best_N.log()
     kept_NV = _cut(p_NV, top_k_N, top_p_N) if kinds.cut else p_NV
-    cumulative = kept_NV.cumsum(-1)
+    # In float64: a GPU's float32 scan need not be monotone, and a step down could pick a token that was cut.
+    cumulative = kept_NV.double().cumsum(-1) if kept_NV.is_cuda else kept_NV.cumsum(-1)
     threshold = uniform_N[:, None] * cumulative[:, -1:]
     token_N = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
     if kinds.greedy == "some":

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from onebase.errors import UserError
 from onebase.model.transformer import Transformer
-from onebase.rollout.decoders import HFDecoder, NativeDecoder
-from onebase.rollout.engine import Request, Rollout
+from onebase.rollout.decoders import HFDecoder, NativeDecoder, RouteLog
+from onebase.rollout.engine import Request, Rollout, check_requests, generate
+from onebase.rollout.named_weights import logprobs_of, named_weights
 from onebase.rollout.packed_decoder import PackedDecoder, fits
 from onebase.rollout.sampling import Kinds, draw, uniform
 
@@ -65,15 +66,20 @@ class _Slots:
 
 
 class TorchEngine:
-    def __init__(self, model: Any, tokenizer_pad_id: int, slots: int, max_length: int) -> None:
+    def __init__(
+        self, model: Any, tokenizer_pad_id: int, slots: int, max_length: int, record_routes: bool = False
+    ) -> None:
         self.model, self.pad_id = model, tokenizer_pad_id
         self.slots, self.max_length = slots, max_length
         weight = model.head_weight
         self.device = weight.device
         self.decoder: PackedDecoder | NativeDecoder | HFDecoder
+        self.routes: RouteLog | None = None
         if isinstance(model, Transformer):
+            if record_routes and model.trunk_moe_layers():
+                self.routes = RouteLog(model, slots, max_length)
             small = self.device.type == "cpu" and weight.dtype == torch.float32 and fits(model.config)
-            self.decoder = (PackedDecoder if small else NativeDecoder)(model, slots, max_length)
+            self.decoder = (PackedDecoder if small else NativeDecoder)(model, slots, max_length, self.routes)
         else:
             self.decoder = HFDecoder(model, slots, max_length)
         self.vocab_size = weight.shape[0]
@@ -84,30 +90,72 @@ class TorchEngine:
         self.capturable = self.device.type == "cuda" and (not native or weight.dtype == torch.bfloat16)
         self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         self.state: _Slots | None = None
+        self.requests: dict[int, Request] = {}
+        self.waiting: deque[int] = deque()
+        self.owner: list[int] = []  # request of each running row
+        self.versions: dict[int, list[tuple[int, int]]] = {}  # of running requests, as in Rollout
+        self.steps = 0
+        self.offset: dict[int, int] = {}  # a running row has used steps + offset positions
 
     # -- the engine protocol
-    # ------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def generate(
         self, requests: list[Request], on_done: Callable[[int, Rollout], None] | None = None
     ) -> list[Rollout]:
         """Results in the order of the requests; `on_done(index, rollout)` as each ends."""
-        for i, r in enumerate(requests):
-            self._check(i, r)
         was_training = self.model.training
-        self.model.eval()
-        self.decoder.begin()
         try:
-            return self._generate(requests, on_done)
+            return generate(self, requests, on_done)
         finally:
             self.model.train(was_training)
 
+    def add(self, requests: Sequence[tuple[int, Request]]) -> None:
+        """Queue requests under numbers of the caller's; those that run already are not disturbed.  The model
+        is in evaluation mode from here on."""
+        check_requests([r for _, r in requests], self.max_length, self.vocab_size)
+        clash = {i for i, _ in requests} & self.requests.keys()
+        assert not clash, f"{clash=}"
+        if not self.busy:
+            self.model.eval()
+            self.decoder.begin()  # the weights may have been trained since
+        self.requests |= dict(requests)
+        self.waiting.extend(i for i, _ in requests)
+        self._make_room(list(self.requests.values()))
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.requests)
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[int, Rollout]]:
+        """Admit what fits, draw one token for every running request (on a GPU some), hand back what ended."""
+        if self.waiting and len(self.owner) < self.slots:
+            self._admit()
+            ended = self._harvest()
+            if ended or not self.owner:
+                return ended
+        for _ in range(1 if self.device.type == "cpu" else LOOK_EVERY):
+            self.steps += 1
+            longest = self.steps + max(self.offset[i] for i in self.owner)
+            self._step(len(self.owner), min(longest, self.max_length))
+        return self._harvest()
+
+    def clear(self) -> None:
+        """Forget every request."""
+        self.requests.clear()
+        self.waiting.clear()
+        self.owner.clear()
+        self.versions.clear()
+        self.offset.clear()
+        if self.state is not None:
+            self.state.done.fill_(True)
+
     @torch.no_grad()
     def load_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Copy named tensors (our own state dict's names) into the model.  With the trainer's own model in
-        place only the version is needed; nothing is cached between calls of `generate`."""
-        own = self.model.state_dict()
+        """Copy tensors, named as in a checkpoint's files, into the model; some or all of them.  With the
+        trainer's own model in place only the version is needed.  Requests that run go on under the new
+        weights with the cache that the old ones made, and their rollouts say from which token on."""
+        own = dict(named_weights(self.model))
         for name, tensor in tensors:
             if name not in own:
                 raise UserError(f"weight {name!r} has no place in the engine's model")
@@ -115,62 +163,33 @@ class TorchEngine:
                 raise UserError(f"weight {name!r}: {tuple(tensor.shape)}, expected {tuple(own[name].shape)}")
             own[name].copy_(tensor)
         self.version = version
+        if self.owner:
+            assert self.state is not None
+            counts = self.state.count[: len(self.owner)].tolist()
+            for i, count in zip(self.owner, counts, strict=True):
+                self.versions[i].append((count, version))
+            with torch.inference_mode():
+                self.decoder.begin()
 
     @torch.no_grad()
     def fingerprint(self) -> dict[str, float]:
         """Version, and for every weight a sum with position-dependent signs and sizes: it differs where a
         weight differs, also where entries, rows or whole experts have only changed places."""
-        sums = {n: _checksum(t) for n, t in self.model.state_dict().items()}
+        sums = {n: checksum(t) for n, t in named_weights(self.model)}
         return {"version": float(self.version), **sums}
 
+    def logprobs(self, ids: Sequence[list[int]]) -> list[list[list[float]]]:
+        """Log-probability of every token but the first, at temperature 1, by the model's own forward; of the
+        only replica."""
+        return [logprobs_of(self.model, ids).tolist()]
+
+    def reset_cache(self) -> None:
+        """No prompt is cached beyond its request."""
+
     # -- generation
-    # ---------------------------------------------------------------------------------------------
 
-    def _check(self, i: int, r: Request) -> None:
-        if not r.prompt_ids:
-            raise UserError(f"request {i}: the prompt is empty")
-        if len(r.prompt_ids) + r.max_tokens > self.max_length:
-            raise UserError(
-                f"request {i}: {len(r.prompt_ids)} prompt tokens and max_tokens={r.max_tokens} exceed the "
-                f"engine's length of {self.max_length}"
-            )
-        for field, given, fine in (
-            ("max_tokens", r.max_tokens, r.max_tokens >= 1),
-            ("temperature", r.temperature, 0 <= r.temperature < float("inf")),
-            ("top_p", r.top_p, 0 < r.top_p <= 1),
-            ("top_k", r.top_k, r.top_k >= 0),
-        ):
-            if not fine:
-                raise UserError(f"request {i}: {field}={given} is out of range")
-        bad = [t for t in r.prompt_ids if not 0 <= t < self.vocab_size]
-        if bad:
-            raise UserError(f"request {i}: token id {bad[0]} is outside the vocabulary of {self.vocab_size}")
-
-    def _generate(
-        self, requests: list[Request], on_done: Callable[[int, Rollout], None] | None
-    ) -> list[Rollout]:
-        results: list[Rollout | None] = [None] * len(requests)
-        waiting = deque(range(len(requests)))
-        owner: list[int] = []  # request of each running row
-        self._reset(requests)
-        longest = 0  # most positions any running row uses, known to the host
-        while waiting or owner:
-            if waiting and len(owner) < self.slots:
-                longest = max(longest, self._admit(requests, waiting, owner))
-                self._harvest(requests, owner, results, on_done)
-                if not owner:
-                    longest = 0
-                    continue
-            steps = 1 if self.device.type == "cpu" else LOOK_EVERY
-            for _ in range(steps):
-                longest += 1
-                self._step(len(owner), min(longest, self.max_length))
-            self._harvest(requests, owner, results, on_done)
-            if not owner:
-                longest = 0
-        return [r for r in results if r is not None]
-
-    def _reset(self, requests: list[Request]) -> None:
+    def _make_room(self, requests: list[Request]) -> None:
+        """Buffers wide enough for all of the requests; what running rows hold is kept."""
         width = max((r.max_tokens for r in requests), default=1)
         stops = max((len(r.stop_ids) for r in requests), default=0) or 1
         greedy = sum(r.temperature == 0 for r in requests)
@@ -186,6 +205,8 @@ class TorchEngine:
         if old is not None and old.out_ids.shape[1] >= width and old.stop.shape[1] >= stops:
             return
         self.graphs.clear()  # they point at the old buffers
+        if old is not None:
+            width, stops = max(width, old.out_ids.shape[1]), max(stops, old.stop.shape[1])
 
         def new(dtype: torch.dtype, *shape: int, fill: float = 0) -> Tensor:
             return torch.full((self.slots, *shape), fill, dtype=dtype, device=self.device)
@@ -195,23 +216,27 @@ class TorchEngine:
             new(i), new(i), new(i), new(i), new(f, width), new(f), new(i), new(f),
             new(i, stops, fill=-1), new(torch.bool, fill=1), new(i, width), new(f, width),
         )  # fmt: skip
+        if old is not None and self.owner:
+            for name in _Slots.__slots__:
+                before, after = getattr(old, name), getattr(self.state, name)
+                after[tuple(slice(0, n) for n in before.shape)] = before
 
-    def _admit(self, requests: list[Request], waiting: deque[int], owner: list[int]) -> int:
-        """Prefill as many waiting requests as there is room for; returns the longest row's positions."""
-        s = self.state
+    def _admit(self) -> None:
+        """Prefill as many waiting requests as there is room for."""
+        s, requests, owner = self.state, self.requests, self.owner
         assert s is not None
         chosen: list[int] = []
         prompts: dict[tuple[int, ...], int] = {}
         width = 0
-        while waiting and len(owner) + len(chosen) < self.slots:
-            prompt = tuple(requests[waiting[0]].prompt_ids)
+        while self.waiting and len(owner) + len(chosen) < self.slots:
+            prompt = tuple(requests[self.waiting[0]].prompt_ids)
             wider = max(width, len(prompt))
             count = len(prompts) + (prompt not in prompts)
             if chosen and wider * count > PREFILL_TOKENS:
                 break
             prompts.setdefault(prompt, len(prompts))
             width = wider
-            chosen.append(waiting.popleft())
+            chosen.append(self.waiting.popleft())
         ids = torch.full((len(prompts), width), self.pad_id, dtype=torch.int64)
         for prompt, row in prompts.items():
             ids[row, : len(prompt)] = torch.tensor(prompt)
@@ -237,8 +262,10 @@ class TorchEngine:
         s.position[slot] = length[of_prompt] - 1
         s.done[slot] = False
         owner += chosen
+        for c in chosen:
+            self.offset[c] = len(requests[c].prompt_ids) - self.steps
+            self.versions[c] = [(0, self.version)]
         self._sample(logits[of_prompt], slice(first, first + len(chosen)))
-        return width
 
     def _sample(self, logits_NV: Tensor, rows: slice) -> None:
         """Draw the next token of the rows and write it to their state."""
@@ -301,37 +328,33 @@ class TorchEngine:
             self._advance(rows, length)
         return graph
 
-    def _harvest(
-        self,
-        requests: list[Request],
-        owner: list[int],
-        results: list[Rollout | None],
-        on_done: Callable[[int, Rollout], None] | None,
-    ) -> None:
+    def _harvest(self) -> list[tuple[int, Rollout]]:
         """Take finished rows out and close the gaps with the last running rows."""
-        s = self.state
+        s, owner = self.state, self.owner
         assert s is not None
         done = s.done[: len(owner)].nonzero()[:, 0].tolist()
         if not done:
-            return
+            return []
         index = torch.tensor(done, device=self.device)
         counts = s.count[index].tolist()
         widest = max(counts)
         ids, logps = s.out_ids[index, :widest].tolist(), s.out_logp[index, :widest].tolist()
+        ended = []
         for row, n, row_ids, row_logps in zip(done, counts, ids, logps, strict=True):
-            r = requests[owner[row]]
-            stopped = row_ids[n - 1] in r.stop_ids
+            i = owner[row]
+            r = self.requests.pop(i)
+            del self.offset[i]
+            versions = [(at, v) for at, v in self.versions.pop(i) if at < n]
             rollout = Rollout(
                 prompt_ids=r.prompt_ids,
                 completion_ids=row_ids[:n],
                 logp_rollout=row_logps[:n],
-                finish_reason="stop" if stopped else "length",
-                weight_version=self.version,
+                finish_reason="stop" if row_ids[n - 1] in r.stop_ids else "length",
+                versions=versions,
                 seed=r.seed,
+                routes=None if self.routes is None else self._routes(row, len(r.prompt_ids) + n - 1),
             )
-            results[owner[row]] = rollout
-            if on_done is not None:
-                on_done(owner[row], rollout)
+            ended.append((i, rollout))
         for row in reversed(done):
             last = len(owner) - 1
             if row != last:
@@ -340,6 +363,11 @@ class TorchEngine:
                 owner[row] = owner[last]
             owner.pop()
             s.done[last] = True
+        return ended
+
+    def _routes(self, row: int, positions: int) -> Tensor:
+        assert self.routes is not None
+        return self.routes.slots[row, :positions].to("cpu", copy=True)
 
 
 def _buckets(most: int) -> list[int]:
@@ -352,6 +380,7 @@ def _buckets(most: int) -> list[int]:
     return [*sizes, most]
 
 
-def _checksum(t: Tensor) -> float:
+def checksum(t: Tensor) -> float:
+    """A sum with position-dependent signs and sizes."""
     flat = t.detach().flatten().double()
     return float((flat * torch.sin(torch.arange(1, len(flat) + 1, device=flat.device) * 2.399963)).sum())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 
+from onebase import gold
 from onebase.data import problem_rows
 from onebase.errors import UserError
 from onebase.files import atomic_write
@@ -24,10 +25,11 @@ CHUNK = 256  # problems between two looks at the clock
 def main(run: StageRun) -> dict[str, float]:
     stage: RejectSample = run.stage
     assert run.init is not None
+    found = gold.check(run, stage.data)  # before a model is loaded
+    each = -(-stage.problems // len(stage.data))
+    rows = gold.keep(problem_rows(stage.data, run.seed, each, run.folders)[: stage.problems], found)
     model, tokenizer = checkpoint.load(run.init, run.device, run.recipe.dtype)
     model.eval()
-    each = -(-stage.problems // len(stage.data))
-    rows = problem_rows(stage.data, run.seed, each, run.folders)[: stage.problems]
     rows = [r for r in rows if len(prompt_ids(tokenizer, r, stage.sampling)) <= stage.max_prompt]
     engine = TorchEngine(model, tokenizer.pad_id, stage.slots, stage.max_prompt + stage.sampling.max_tokens)
     kept: list[dict[str, object]] = []

@@ -321,3 +321,9 @@ stages:
     assert rows["base"].minutes == pytest.approx(2 * (faster["base"].minutes or 0))
     hub = load(folder / "r.yaml", ["stages.zero.init=owner/model"])
     assert plan.plan(hub, ["zero"])[0].size is None
+
+
+@pytest.mark.parametrize("module", ["onebase", "onebase.cli"])
+def test_both_modules_run(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "ls"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout, done.stderr

@@ -16,6 +16,7 @@ from onebase.model import checkpoint
 from onebase.model.hf import HFCausalLM
 from onebase.rollout import torch_engine
 from onebase.rollout.engine import Request, Rollout
+from onebase.rollout.named_weights import named_weights
 from onebase.rollout.sampling import Kinds, draw, uniform
 from onebase.rollout.torch_engine import TorchEngine, request_seed
 
@@ -275,6 +276,62 @@ def test_bfloat16(kind: str, models: dict[str, Any], make_config: Any, make_mode
     assert gaps.median() < 0.05, f"{gaps.median()=}"
 
 
+# -- requests and weights between steps
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_requests_that_come_later_change_nothing(kind: str, models: dict[str, Any]) -> None:
+    """Added one or two at a time while others run, wider ones (more tokens, more stops) last."""
+    requests = sorted(mixed_requests(14), key=lambda r: (r.max_tokens, len(r.stop_ids)))
+    expected = TorchEngine(models[kind], PAD, slots=4, max_length=32).generate(requests)
+    engine = TorchEngine(models[kind], PAD, slots=4, max_length=32)
+    results: dict[int, Rollout] = {}
+    left = list(enumerate(requests))
+    while left or engine.busy:
+        engine.add([left.pop(0) for _ in range(min(len(left), 1 + len(left) % 2))])
+        results |= dict(engine.step())
+    same([results[i] for i in range(len(requests))], expected)
+
+
+def test_weights_that_change_under_way_are_recorded(make_config: Any, make_model: Any) -> None:
+    """Every token's log-probability is that of the version it says, and untouched rows have one version."""
+    a, b = (make_model(make_config(vocab_size=V), seed).eval() for seed in (5, 6))
+    engine = TorchEngine(copy.deepcopy(a), PAD, slots=4, max_length=32)
+    engine.load_weights(3, [])
+    engine.add([(i, Request([4 + i, 9], seed=i, max_tokens=(2, 12)[i % 2])) for i in range(4)])
+    done: dict[int, Rollout] = {}
+    for _ in range(5):
+        done |= dict(engine.step())
+    assert sorted(done) == [0, 2] and all(r.versions == [(0, 3)] for r in done.values())
+    engine.load_weights(4, named_weights(b))
+    engine.add([(9, Request([7], seed=9, max_tokens=3))])
+    while engine.busy:
+        done |= dict(engine.step())
+    assert done[9].versions == [(0, 4)]
+    for i in (1, 3):
+        rollout = done[i]
+        assert [v for _, v in rollout.versions] == [3, 4] and rollout.weight_version == 3
+        at = rollout.versions[1][0]
+        assert 4 <= at <= 7
+        before = trained_logp(a, rollout, 1.0)[:at]
+        torch.testing.assert_close(torch.tensor(rollout.logp_rollout)[:at], before, rtol=1e-4, atol=1e-4)
+        assert (
+            torch.tensor(rollout.logp_rollout)[at:] - trained_logp(a, rollout, 1.0)[at:]
+        ).abs().max() > 0.1
+
+
+def test_a_callers_error_leaves_no_request_behind(models: dict[str, Any]) -> None:
+    engine = TorchEngine(models["native"], PAD, slots=4, max_length=32)
+
+    def fail(i: int, _: Rollout) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(mixed_requests(9), fail)
+    requests = mixed_requests(5)
+    same(engine.generate(requests), TorchEngine(models["native"], PAD, 4, 32).generate(requests))
+
+
 # -- weights from elsewhere
 
 
@@ -284,7 +341,7 @@ def test_load_weights_brings_the_other_models_completions(make_config: Any, make
     engine = TorchEngine(a, PAD, slots=4, max_length=32)
     other = TorchEngine(b, PAD, slots=4, max_length=32)
     assert engine.fingerprint() != other.fingerprint()
-    engine.load_weights(41, b.state_dict().items())
+    engine.load_weights(41, named_weights(b))
     other.load_weights(41, [])
     assert engine.fingerprint() == other.fingerprint()
     rollouts = engine.generate(requests)

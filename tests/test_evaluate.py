@@ -17,7 +17,7 @@ from onebase.errors import UserError
 from onebase.log import RunLog
 from onebase.measures import answer_part, plain, vote
 from onebase.recipe import Recipe, Sampling, Term
-from onebase.rewards import Scored, score
+from onebase.rewards import Scored
 from onebase.rollout.engine import Request, Rollout
 from onebase.rollout.groups import ScoredRollout
 from onebase.stage import StageRun
@@ -31,9 +31,6 @@ def verify(completion, answer, fail_on="", **row):
     if fail_on and fail_on in completion:
         return failed("cannot read it")
     return Verdict(float(completion.rpartition("</think>")[2].strip() == answer), "compared")
-
-def polite(completion, answer, **row):
-    return Verdict(float("please" in completion), "looked for the word")
 """
 Answer = Callable[[str, Request], str]
 
@@ -252,33 +249,6 @@ def test_greedy_accuracy_asks_for_one_greedy_completion(tokenizer: ChatTokenizer
     )
     assert got["accuracy"] == 0.5 and got["thoughts"] == 1.0 and got["tokens"] > 3
     assert seen == [(0.0, 1.0, 0)] * 2
-
-
-# -- rewards
-
-
-def test_rewards_are_weighted_gated_and_lost_on_errors(judge: str) -> None:
-    polite = judge.replace("verify", "polite")
-    rows = [{"answer": "1"}] * 4
-    texts = ["1", "please</think>1", "please", "broken please"]
-    terms = [
-        Term(verifier=judge, options={"fail_on": "broken"}),
-        Term(verifier=polite, weight=0.25, gate=judge),
-    ]
-    got = score(rows, texts, terms)
-    assert [s.reward for s in got] == [1.0, 1.25, 0.0, None]
-    assert [s.correct for s in got] == [True, True, False, False]
-    assert [s.judged for s in got] == [True, True, True, False]
-    assert got[2].verdicts[polite].reward == 1.0, "a gated verdict is still told"
-
-
-def test_terms_are_checked(judge: str) -> None:
-    with pytest.raises(UserError, match="at least one term"):
-        score([{}], ["x"], [])
-    with pytest.raises(UserError, match="did you mean: format_think"):
-        score([{}], ["x"], [Term(verifier="format_think"), Term(verifier="format_think", gate="format_thin")])
-    got = score([{}], ["x"], [Term(verifier="format_think"), Term(verifier="format_think", weight=2)])
-    assert list(got[0].verdicts) == ["format_think", "format_think#2"]
 
 
 # -- votes

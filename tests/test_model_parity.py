@@ -242,7 +242,7 @@ def test_absorbed_decoding_equals_the_forward(
         size = model.config.kv_lora_rank + model.config.qk_rope_head_dim
         caches = [torch.full((3, 16, size), 7.0) for _ in model.layers]  # what earlier requests left behind
         for row, n in enumerate(start_B.tolist()):
-            hidden, entries = model.prefill(ids[row : row + 1, :n])
+            hidden, entries, _ = model.prefill(ids[row : row + 1, :n])
             torch.testing.assert_close(hidden[0], expected[row, :n], rtol=1e-5, atol=1e-5)
             for cache, entry in zip(caches, entries, strict=True):
                 cache[row, :n] = entry[0]
@@ -250,7 +250,7 @@ def test_absorbed_decoding_equals_the_forward(
             position_B = start_B + step
             closed = torch.arange(16) > position_B[:, None]
             bias = torch.zeros(3, 16).masked_fill(closed, float("-inf"))
-            hidden = model.decode(ids[torch.arange(3), position_B], position_B, caches, bias)
+            hidden, _ = model.decode(ids[torch.arange(3), position_B], position_B, caches, bias)
             torch.testing.assert_close(hidden, expected[torch.arange(3), position_B], rtol=1e-5, atol=1e-5)
 
 

@@ -63,7 +63,7 @@ def test_the_choice_equals_a_plain_reference(
     )  # fmt: skip
     moe.gate.e_score_correction_bias.copy_(rows(seed + 1, 16) + shift)
     x = rows(seed + 2, 23, 32)
-    gate, index, score = moe.gate(x)
+    gate, index, score, _ = moe.gate(x)
     expected_score = 1 / (1 + np.exp(-(x.double() @ moe.gate.weight.double().T).detach().numpy()))
     np.testing.assert_allclose(score.detach().numpy(), expected_score, rtol=1e-5)
     for n in range(len(x)):
@@ -78,7 +78,7 @@ def test_the_choice_equals_a_plain_reference(
 
 def plain_moe(moe: MoE, x_ND: torch.Tensor, index_NK: torch.Tensor | None = None) -> torch.Tensor:
     """Every token through its experts one by one, by autograd alone."""
-    gate, index, _ = moe.gate(x_ND, index_NK)
+    gate, index, *_ = moe.gate(x_ND, index_NK)
     out = []
     for n, x in enumerate(x_ND):
         y = moe.shared_experts(x)
@@ -118,17 +118,21 @@ def test_decoding_one_token_equals_the_forward(make_config: Any) -> None:
     moe = layer(make_config, 6).eval()
     moe.gate.e_score_correction_bias.copy_(rows(7, 8) - 2)
     x = rows(8, 9, 1, 32)
-    torch.testing.assert_close(moe.decode(x[:, 0]), moe(x)[0][:, 0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(moe.decode(x[:, 0])[0], moe(x)[0][:, 0], rtol=1e-5, atol=1e-6)
 
 
 def test_a_given_choice_is_replayed(make_config: Any) -> None:
     moe = layer(make_config, 9)
     x = rows(10, 7, 32)
     replayed = rows(11, 7, 8).argsort(-1)[:, :2]
-    gate, index, score = moe.gate(x, replayed)
-    assert torch.equal(index, replayed)
-    raw = score.gather(1, replayed)
+    replayed[3] = -1  # unknown: the router's own
+    gate, index, score, own = moe.gate(x, replayed)
+    known = torch.arange(7) != 3
+    assert torch.equal(index[known], replayed[known]) and torch.equal(index[3], own[3])
+    assert torch.equal(own, moe.gate(x)[1])
+    raw = score.gather(1, index)
     torch.testing.assert_close(gate, 1.7 * raw / raw.sum(1, keepdim=True))
+    assert gate.requires_grad  # the router learns through the replayed choice
 
 
 # -- balance

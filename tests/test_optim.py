@@ -348,3 +348,13 @@ def test_the_schedules_shape_for_any_length(total: int, decay: float, warmup: in
     elif total * decay >= 1 and total > warmup:
         assert factors[-1] == pytest.approx(0.2)
     assert wsd(total + 50, total, 0, decay, 0.2) == pytest.approx(0.2 if decay else 1.0)
+
+
+def test_bf16_micro_batches_add_up_in_float32() -> None:
+    """A bf16 sum of 1 and 512 times 2^-9 stays 1; the masters' sum is 2, within the rounding of each part."""
+    p = nn.Parameter(torch.zeros(4, dtype=torch.bfloat16))
+    optimizer = Optimizer([("norm", p)], Optim(lr=1e-3, clip=1e9))
+    for part in [1.0, *[2.0**-9] * 512]:
+        (p * part).sum().backward()
+    assert p.grad is None
+    assert optimizer.step(1.0) == pytest.approx(2.0 * 2.0)  # the norm of four twos

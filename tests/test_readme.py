@@ -13,9 +13,12 @@ from onebase.verifiers.registry import load
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
-def block(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", README, re.DOTALL)
-    assert found, f"README.md has no {language} block"
+ENGINES = (Path(__file__).parents[1] / "docs" / "engines.md").read_text(encoding="utf-8")
+
+
+def block(language: str, text: str = README) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    assert found, f"there is no {language} block"
     return found[1]
 
 
@@ -24,6 +27,16 @@ def test_the_recipe_loads(tmp_path: Path) -> None:
     file.write_text(block("yaml"))
     recipe = recipe_loader.load(file, ["stages.base.steps=3"])
     assert list(recipe.stages) == ["base", "r1_zero"] and recipe.stages["base"].steps == 3  # type: ignore[union-attr]
+
+
+def test_the_recipe_of_the_engines_page_loads(tmp_path: Path) -> None:
+    (tmp_path / "my" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "problems.jsonl").write_text('{"problem": "1+1", "answer": "2"}\n')
+    file = tmp_path / "engines.yaml"
+    text = block("yaml", ENGINES).replace("my/checkpoint", str(tmp_path / "my" / "checkpoint"))
+    file.write_text(text.replace("problems.jsonl", str(tmp_path / "problems.jsonl")))
+    stage = recipe_loader.load(file, []).stages["r1_zero"]
+    assert stage.engines.staleness == 1 and stage.correction.replay_routes  # type: ignore[union-attr]
 
 
 def test_the_verifier_of_one_file_judges(tmp_path: Path) -> None:

@@ -137,6 +137,25 @@ def test_the_loss_and_its_gradient_equal_a_direct_formula(make_config: Any, make
     close(grads, {n: p.grad for n, p in model.named_parameters()}, 1e-5)
 
 
+def test_the_prediction_block_routes_only_pairs_of_one_document(make_config: Any, make_model: Any) -> None:
+    """Load and balance of its router, packed, are those of the documents run alone; the trunk's too."""
+    model = make_model(make_config(), 3).train()
+    batch = packed_batch(BATCH, 18)
+    packed = model(
+        batch.ids_BT, batch.position_BT, batch.document_BT, batch.document_BT >= 0, with_mtp=True
+    ).routing
+    load = torch.zeros_like(torch.stack([r.load_E for r in packed]))
+    for b, lengths in enumerate(BATCH):
+        at = 0
+        for n in lengths:
+            alone = model(batch.ids_BT[b : b + 1, at : at + n], with_mtp=True).routing
+            load += torch.stack([r.load_E for r in alone])
+            at += n
+    assert torch.equal(load, torch.stack([r.load_E for r in packed]))
+    pairs = sum(n - 1 for lengths in BATCH for n in lengths)
+    assert int(load[-1].sum()) == pairs * model.config.num_experts_per_tok
+
+
 def test_padding_and_its_amount_change_nothing(make_config: Any, make_model: Any) -> None:
     """Of the routers all but the prediction block's, which sees the token behind a document's last one."""
     model = make_model(make_config(), 3).train()
@@ -227,7 +246,8 @@ def test_every_router_moves_by_its_own_load(make_config: Any, make_model: Any) -
     before = [m.gate.e_score_correction_bias.clone() for m in model.moe_layers()]
     sums, _ = step(model, packed_batch(BATCH, 18), 3)
     load = torch.stack(sums.load_LE).sum(0)
-    assert load.sum(1).tolist() == [2 * sums.tokens] * 3  # K of each token in each layer, padding not counted
+    pairs = sums.tokens - sum(map(len, BATCH))  # the prediction block reads pairs, one fewer per document
+    assert load.sum(1).tolist() == [2 * sums.tokens] * 2 + [2 * pairs]  # K of each; padding not counted
     worst, drift = balance_routers(model, sums.load_LE, 0.01)
     for layer, old, load_E in zip(model.moe_layers(), before, load, strict=True):
         direction = torch.sign(load_E.float().mean() - load_E.float())

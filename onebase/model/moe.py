@@ -59,16 +59,19 @@ class Router(nn.Module):
             biased = grouped.masked_fill(closed[..., None], float("-inf")).flatten(-2)
         return biased.topk(self.K, -1, sorted=False).indices
 
-    def forward(self, x_ND: Tensor, index_NK: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """(gate_NK, index_NK, score_NE); a given `index_NK` replays a choice made elsewhere."""
+    def forward(self, x_ND: Tensor, route_NK: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(gate_NK, index_NK, score_NE, own_NK).  `route_NK` replays choices made elsewhere (R3, arXiv
+        2510.11370: own scores, restricted to those experts), but for tokens whose first entry is negative;
+        own_NK is what this router would have chosen."""
         score_NE = F.linear(x_ND.float(), self.weight.float()).sigmoid()
-        if index_NK is None:
-            with torch.no_grad():
-                index_NK = self.choose(score_NE)
+        with torch.no_grad():
+            own_NK = index_NK = self.choose(score_NE)
+            if route_NK is not None:
+                index_NK = torch.where(route_NK[:, :1] < 0, own_NK, route_NK)
         gate_NK = score_NE.gather(1, index_NK)
         if self.normalise:
             gate_NK = gate_NK / (gate_NK.sum(-1, keepdim=True) + 1e-20)
-        return gate_NK * self.factor, index_NK, score_NE
+        return gate_NK * self.factor, index_NK, score_NE, own_NK
 
 
 @dataclass(slots=True)
@@ -79,6 +82,8 @@ class Routing:
     """Tokens per expert, int64."""
     balance: Tensor
     """Sequence-wise balance loss before alpha, float32 scalar (equations 17 to 20)."""
+    own_NK: Tensor
+    """This router's own choice for the N = B T tokens, whatever was replayed."""
 
 
 class Experts(nn.Module):
@@ -128,10 +133,14 @@ class MoE(nn.Module):
             config.hidden_size, config.moe_intermediate_size * config.n_shared_experts
         )
 
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None = None) -> tuple[Tensor, Routing]:
-        """`mask_BT` marks the tokens that count for load and balance (padding does not)."""
+    def forward(
+        self, x_BTD: Tensor, mask_BT: Tensor | None = None, route_BTK: Tensor | None = None
+    ) -> tuple[Tensor, Routing]:
+        """`mask_BT` marks the tokens that count for load and balance (padding does not); `route_BTK` replays
+        choices (`Router.forward`)."""
         x_ND = x_BTD.flatten(0, 1)
-        gate_NK, index_NK, score_NE = self.gate(x_ND)
+        route_NK = None if route_BTK is None else route_BTK.flatten(0, 1)
+        gate_NK, index_NK, score_NE, own_NK = self.gate(x_ND, route_NK)
         E = score_NE.shape[1]
         load_E = _count(index_NK.flatten(), E)
         out_ND = self.experts(x_ND, gate_NK, index_NK, load_E) + self.shared_experts(x_ND)
@@ -143,13 +152,14 @@ class MoE(nn.Module):
                     0, index_NK.flatten(), mask_BT.flatten().repeat_interleave(index_NK.shape[1]).long()
                 )
             balance = sequence_balance(score_NE.view(*shape, E), index_NK.shape[1], mask_BT)
-        routing = Routing(load_E, balance)
+        routing = Routing(load_E, balance, own_NK)
         return out_ND.view_as(x_BTD), routing
 
-    def decode(self, x_BD: Tensor) -> Tensor:
-        gate_BK, index_BK, _ = self.gate(x_BD)
+    def decode(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """(output, index_BK) of one token per row."""
+        gate_BK, index_BK, *_ = self.gate(x_BD)
         load_E = _count(index_BK.flatten(), self.gate.weight.shape[0])
-        return self.experts(x_BD, gate_BK, index_BK, load_E) + self.shared_experts(x_BD)
+        return self.experts(x_BD, gate_BK, index_BK, load_E) + self.shared_experts(x_BD), index_BK
 
 
 def _count(index_M: Tensor, E: int) -> Tensor:

@@ -40,22 +40,31 @@ class Block(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, rotation: Tensor, mask: Tensor | None, real_BT: Tensor | None
+        self,
+        x: Tensor,
+        rotation: Tensor,
+        mask: Tensor | None,
+        real_BT: Tensor | None,
+        route_BTK: Tensor | None = None,
     ) -> tuple[Tensor, Routing | None, tuple[Tensor, Tensor]]:
         attended, cache = self.self_attn(self.input_layernorm(x), rotation, mask)
         x = x + attended
         h = self.post_attention_layernorm(x)
         if isinstance(self.mlp, MoE):
-            out, routing = self.mlp(h, real_BT)
+            out, routing = self.mlp(h, real_BT, route_BTK)
             return x + out, routing, cache
         return x + self.mlp(h), None, cache
 
     def decode(
         self, x: Tensor, rotation: Tensor, cache: Tensor, position_B: Tensor, bias_BS: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
+        """(output, index_BK of a MoE layer's experts)."""
         x = x + self.self_attn.decode(self.input_layernorm(x), rotation, cache, position_B, bias_BS)
         h = self.post_attention_layernorm(x)
-        return x + (self.mlp.decode(h) if isinstance(self.mlp, MoE) else self.mlp(h))
+        if isinstance(self.mlp, MoE):
+            out, index_BK = self.mlp.decode(h)
+            return x + out, index_BK
+        return x + self.mlp(h), None
 
 
 class MTPBlock(Block):
@@ -89,6 +98,17 @@ def attention_mask(document_BT: Tensor) -> Tensor:
     return (document_BT[:, :, None].eq(document_BT[:, None, :]) & causal).unsqueeze(1)
 
 
+def _has_next(ids_BT: Tensor, document_BT: Tensor | None, real_BT: Tensor | None) -> Tensor:
+    """[B, T], True where the prediction block's input is a pair of real tokens of one document; only these
+    count in its router's load and balance."""
+    real_BT = torch.ones_like(ids_BT, dtype=torch.bool) if real_BT is None else real_BT
+    pair_BT = real_BT & real_BT.roll(-1, 1)
+    if document_BT is not None:
+        pair_BT &= document_BT == document_BT.roll(-1, 1)
+    pair_BT[:, -1] = False
+    return pair_BT
+
+
 class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -115,10 +135,11 @@ class Transformer(nn.Module):
         document_BT: Tensor | None = None,
         real_BT: Tensor | None = None,
         with_mtp: bool = False,
+        route_BTLK: Tensor | None = None,
     ) -> Output:
         """`position_BT` counts from 0 in each document (default: along the row); `document_BT` numbers the
         documents of a row, which are then hidden from each other; `real_BT` is False on padding (load and
-        balance only)."""
+        balance only).  `route_BTLK` gives the experts of the trunk's L MoE layers (routing replay)."""
         if position_BT is None:
             position_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
         rotation = self.rope(position_BT)
@@ -126,7 +147,10 @@ class Transformer(nn.Module):
         x = self.embed_tokens(ids_BT)
         routing: list[Routing] = []
         for layer in self.blocks():
-            x, routed, _ = layer(x, rotation, mask, real_BT)
+            route_BTK = None
+            if route_BTLK is not None and isinstance(layer.mlp, MoE):
+                route_BTK = route_BTLK[:, :, len(routing)]
+            x, routed, _ = layer(x, rotation, mask, real_BT, route_BTK)
             if routed is not None:
                 routing.append(routed)
         hidden = self.norm(x)
@@ -134,32 +158,46 @@ class Transformer(nn.Module):
         if with_mtp and self.mtp is not None:
             # The last token has no next one; its wrapped-around input is never a target.
             next_embedding = self.embed_tokens(ids_BT.roll(-1, 1))
-            mtp_hidden, routed = self.mtp.predict(hidden, next_embedding, rotation, mask, real_BT)
+            mtp_real_BT = _has_next(ids_BT, document_BT, real_BT)
+            mtp_hidden, routed = self.mtp.predict(hidden, next_embedding, rotation, mask, mtp_real_BT)
             assert routed is not None
             routing.append(routed)
         return Output(hidden, mtp_hidden, routing)
 
-    def prefill(self, ids_BT: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Hidden states and per layer the cache entries [B, T, C + R] of rows that start at position 0."""
+    def prefill(self, ids_BT: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Hidden states, per layer the cache entries [B, T, C + R] of rows that start at position 0, and per
+        MoE layer the experts [B, T, K]."""
         rotation = self.rope(torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT))
         x = self.embed_tokens(ids_BT)
-        entries = []
+        entries, routes = [], []
         for layer in self.blocks():
-            x, _, (latent, k_rope) = layer(x, rotation, None, None)
+            x, routed, (latent, k_rope) = layer(x, rotation, None, None)
             entries.append(torch.cat([latent, k_rope], -1))
-        return self.norm(x), entries
+            if routed is not None:
+                routes.append(routed.own_NK.unflatten(0, ids_BT.shape))
+        return self.norm(x), entries, routes
 
-    def decode(self, ids_B: Tensor, position_B: Tensor, caches: list[Tensor], bias_BS: Tensor) -> Tensor:
-        """Hidden state [B, D] of one new token per row; its cache entries are written at `position_B`."""
+    def decode(
+        self, ids_B: Tensor, position_B: Tensor, caches: list[Tensor], bias_BS: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Hidden state [B, D] of one new token per row, and per MoE layer its experts [B, K]; its cache
+        entries are written at `position_B`."""
         rotation = self.rope(position_B)
         x = self.embed_tokens(ids_B)
+        routes = []
         for layer, cache in zip(self.blocks(), caches, strict=True):
-            x = layer.decode(x, rotation, cache, position_B, bias_BS)
-        return self.norm(x)
+            x, index_BK = layer.decode(x, rotation, cache, position_B, bias_BS)
+            if index_BK is not None:
+                routes.append(index_BK)
+        return self.norm(x), routes
 
     def blocks(self) -> list[Block]:
         """The trunk's layers, the prediction block not among them."""
         return list(self.layers)  # type: ignore[arg-type]
+
+    def trunk_moe_layers(self) -> list[MoE]:
+        """Without the prediction block: the L of `route_BTLK`."""
+        return [b.mlp for b in self.blocks() if isinstance(b.mlp, MoE)]
 
     def moe_layers(self) -> list[MoE]:
         """In the order of `Output.routing` with MTP."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,6 +44,16 @@ def is_muon_matrix(name: str, p: nn.Parameter) -> bool:
     return p.dim() >= 2 and not any(part in name for part in outside)
 
 
+@torch.no_grad()
+def _into_master(master: Tensor, p: Tensor) -> None:
+    assert p.grad is not None
+    if master.grad is None:
+        master.grad = p.grad.float()
+    else:
+        master.grad.add_(p.grad)
+    p.grad = None
+
+
 class Optimizer:
     """One step over a model's parameters, with clipping by the global norm and float32 masters."""
 
@@ -50,6 +61,9 @@ class Optimizer:
         self.config = config
         self.params = [(n, p) for n, p in named if p.requires_grad]
         self.masters = [p if p.dtype == torch.float32 else p.detach().float().clone() for _, p in self.params]
+        for (_, p), master in zip(self.params, self.masters, strict=True):
+            if master is not p:  # micro-batches add up in float32: a bf16 sum drops what is 256 times smaller
+                p.register_post_accumulate_grad_hook(partial(_into_master, master))
         muon = {n for n, p in self.params if config.name == "muon" and is_muon_matrix(n, p)}
         self.muon = [(n, m) for (n, _), m in zip(self.params, self.masters, strict=True) if n in muon]
         self.momentum = {n: torch.zeros_like(m) for n, m in self.muon}
@@ -69,9 +83,8 @@ class Optimizer:
         A gradient that is not finite changes nothing (the caller counts it); gradients are dropped either
         way."""
         for (_, p), master in zip(self.params, self.masters, strict=True):
-            if master is not p:
-                master.grad = None if p.grad is None else p.grad.float()
-                p.grad = None
+            if master is not p and p.grad is not None:  # set by hand, not by a backward
+                _into_master(master, p)
         norm = float(nn.utils.clip_grad_norm_(self.masters, self.config.clip))
         if math.isfinite(norm):
             lr = self.config.lr * factor
