@@ -70,6 +70,19 @@ def verify(
     return Verdict(reward, reason, seconds=time.perf_counter() - start, details=details)
 
 
+def gold_problem(
+    answer: str = "", *, policy: Policy | dict[str, Any] | None = None, **row: Any
+) -> str | None:
+    """Why a gold answer cannot be understood, or None: it is empty, too long or no expression, or it would not
+    be paid itself under the policy (an untrue chain, an unsolved form)."""
+    chosen = make_policy(policy)
+    gold = read_gold(str(answer))
+    if isinstance(gold, str):
+        return gold
+    reward, reason = compare(gold, gold.text, chosen)
+    return None if reward == 1.0 else f"the answer is not paid itself: {gold.text[:80]!r} {reason}"
+
+
 class Gold:
     """A gold answer, read once."""
 

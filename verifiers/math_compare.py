@@ -11,7 +11,7 @@ from math import gcd
 from onebase.verifiers import math_tree as T
 from onebase.verifiers.math_exact import rational
 from onebase.verifiers.math_family import family, same_family
-from onebase.verifiers.math_number import NO_VALUE, same_number, same_quantity
+from onebase.verifiers.math_number import NO_VALUE, is_number, same_number, same_quantity
 from onebase.verifiers.math_numeric import (
     Evaluator,
     _points,
@@ -252,6 +252,8 @@ def same_value(gold: Node, answer: Node, policy: Policy) -> str | None:
     gold, answer = _without_label(strip(gold), answer), _without_label(strip(answer), gold)
     if _set_like(gold) and answer == Node("sym", ("R",)):
         answer = REALS
+    if not policy.arithmetic and is_number(gold) and not is_number(answer):
+        return None
     if normal(gold) == normal(answer):
         return "the same form"
     if {"above", "below"} & _functions(gold) and not {"above", "below"} & _functions(answer):

@@ -54,10 +54,10 @@ def extract(completion: str, policy: Policy, kind: str = "value", prefilled: boo
     text = part.text
     if not text.strip():
         return Extraction(None, "no text after the thought" if "</think>" in completion else "no text")
-    if found := boxes(text):
+    if found := boxes(text, policy.boxes):
         return _final_after_box(text) or found
     if found := _tagged(text):
-        return found if found.text is None else boxes(found.text) or found
+        return found if found.text is None else boxes(found.text, policy.boxes) or found
     if policy.boxed_only:
         return Extraction(None, "no box, and the policy wants one")
     return in_prose(text[-_TAIL:].strip(), policy, kind)
@@ -124,8 +124,9 @@ def _final_after_box(text: str) -> Extraction | None:
     return found
 
 
-def boxes(text: str) -> Extraction | None:
-    """The last box; boxes that are listed together ("and", "or", commas between) count as one list."""
+def boxes(text: str, several: str = "listed") -> Extraction | None:
+    """The last box; boxes that are listed together ("and", "or", commas between) count as one list, unless
+    the policy for `several` boxes says that only the last counts or that there may be only one."""
     position = len(text)
     for _ in range(60):
         position = text.rfind("box", 0, position)
@@ -142,10 +143,12 @@ def boxes(text: str) -> Extraction | None:
         if span is None:
             return Extraction(None, "the last box is not closed, or far too long")
         found.append((start.start(), *span))
-    if _row_of_boxes(text, found):
+    if several == "one" and len({content.strip() for _, _, content in found}) > 1:
+        return Extraction(None, "different boxes, and the policy wants one")
+    if several == "listed" and _row_of_boxes(text, found):
         return Extraction(None, "many different boxes side by side")
     joined = [found[-1]]
-    while len(joined) < len(found):
+    while several == "listed" and len(joined) < len(found):
         before = found[-1 - len(joined)]
         if not _listed(text[before[1] : joined[0][0]]):
             break

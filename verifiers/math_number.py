@@ -18,7 +18,7 @@ from onebase.verifiers.math_sets import NotASet
 from onebase.verifiers.math_symbolic import carry_out
 from onebase.verifiers.math_tree import Node, normal, num, ops, symbols
 from onebase.verifiers.math_units import LETTER_UNITS
-from onebase.verifiers.math_values import Quantity, double_noise, quantity, rounds_to, strip
+from onebase.verifiers.math_values import Quantity, double_noise, quantity, rounds_to, strip, within
 
 IMAGINARY, EULER = Node("const", ("i",)), Node("const", ("e",))
 NO_VALUE = (NoValue, TooBig, NotRational, NotASet, NotPolynomial, ZeroDivisionError, OverflowError)
@@ -47,6 +47,22 @@ def _same_quantity(g: Quantity, a: Quantity, policy: Policy) -> str | None:
         return None
     how = _same_marked(g, a, policy)
     return how and f"{how}, unit left out" if g.dimensions or a.dimensions else how
+
+
+def is_number(node: Node) -> bool:
+    """A number with nothing left to work out: digits, a fraction, a root, a power of ten, with marks and unit."""
+    node = strip(node)
+    if node.op == "pow":
+        return all(part.op == "num" for part in node.args) and (
+            node.args[0].args[0] == 10 or node.args[1] == T.MINUS_ONE
+        )
+    if node.op == "fn":
+        return node.args[0] == "root" and all(part.op == "num" for part in node.args[1:])
+    if node.op == "mul":
+        parts = [strip(part) for part in node.args if strip(part) != T.MINUS_ONE]
+        plain = [part for part in parts if part.op in ("num", "dec")]
+        return len(plain) <= 1 and all(is_number(part) for part in parts)
+    return node.op in ("num", "dec", "const", "unit", "pct", "deg", "text", "based")
 
 
 def _letters_as_units(node: Node) -> Node | None:
@@ -188,6 +204,8 @@ def _by_rounding(gold: Node, answer: Node, policy: Policy) -> str | None:
     if symbols(gold) or symbols(answer):
         return None
     try:
+        if policy.tolerance and gold.op == "dec" and within(answer, gold.args[0], policy.tolerance):
+            return "within the policy's tolerance"
         if gold.op == "dec" and answer.op != "dec" and _enough(gold, policy.rounded_gold_digits):
             if not _terminates(answer) and rounds_to(answer, gold):
                 return "rounds to the decimal gold"

@@ -315,6 +315,14 @@ def rounds_to(exact: Node, typed: Node) -> bool:
     return difference <= unit / 2 or cut_off or double_noise(true, value, digits)
 
 
+def within(exact: Node, value: Fraction, share: float) -> bool:
+    """Whether a value lies within a share of another."""
+    number = constant_value(exact)
+    if abs(context().im(number)) > 1e-30:
+        return False
+    return abs(as_fraction(number) - value) <= abs(value) * Fraction(share)
+
+
 def double_noise(true: Fraction, value: Fraction, digits: int) -> bool:
     """Whether `value` is `true` as double precision prints it after a few operations."""
     return 15 <= digits <= 17 and abs(true - value) * (1 << 50) <= abs(true)
