@@ -181,7 +181,9 @@ def test_intervals_and_inequalities(low, width, opening, closing, factor):
     left, right = ("\\le" if opening == "[" else "<"), ("\\le" if closing == "]" else "<")
     assert reward(gold, f"{low} {left} x {right} {high}") == 1.0
     assert reward(gold, f"x \\in \\left{opening}{low}.0, \\frac{{{2 * high}}}{{2}}\\right{closing}") == 1.0
-    assert reward(gold, f"{factor * low} {left} {factor}x {right} {factor * high}") == 1.0
+    unsolved = f"{factor * low} {left} {factor}x {right} {factor * high}"
+    assert reward(gold, unsolved) == 0.0, "the problem restated"
+    assert reward(gold, unsolved, policy={"unsolved": True}) == 1.0
     assert reward(gold, f"{opening}{low},{high + 1}{closing}") == 0.0
     assert reward(gold, f"{'(' if opening == '[' else '['}{low},{high}{closing}") == 0.0
     half = f"{opening}{low},{low + width}) \\cup [{high},{high + 1}]"

@@ -15,12 +15,22 @@ from functools import lru_cache
 from typing import Any
 
 from onebase.verifiers.base import Verdict, failed
+from onebase.verifiers.math_budget import Exhausted, budget
 from onebase.verifiers.math_compare import same_answer
 from onebase.verifiers.math_extract import boxes, extract
 from onebase.verifiers.math_lex import undouble
 from onebase.verifiers.math_parse import readings
-from onebase.verifiers.math_policy import LIMITS, Policy, make_policy
-from onebase.verifiers.math_text import choice_letter, labelled_choice, normal_text, special_text
+from onebase.verifiers.math_policy import DEFAULT, LIMITS, Policy, make_policy
+from onebase.verifiers.math_prose import announced, chosen_letter, closing, is_sentence
+from onebase.verifiers.math_text import (
+    choice_letter,
+    labelled_choice,
+    normal_text,
+    predicate,
+    special_text,
+    spoken,
+    yes_or_no,
+)
 from onebase.verifiers.math_tree import Node, ops
 from onebase.verifiers.math_values import FalseChain
 
@@ -58,6 +68,19 @@ def verify(
         "how": found.how,
     }
     return Verdict(reward, reason, seconds=time.perf_counter() - start, details=details)
+
+
+def gold_problem(
+    answer: str = "", *, policy: Policy | dict[str, Any] | None = None, **row: Any
+) -> str | None:
+    """Why a gold answer cannot be understood, or None: it is empty, too long or no expression, or it would not
+    be paid itself under the policy (an untrue chain, an unsolved form)."""
+    chosen = make_policy(policy)
+    gold = read_gold(str(answer))
+    if isinstance(gold, str):
+        return gold
+    reward, reason = compare(gold, gold.text, chosen)
+    return None if reward == 1.0 else f"the answer is not paid itself: {gold.text[:80]!r} {reason}"
 
 
 class Gold:
@@ -105,6 +128,8 @@ def _read_gold(answer: str) -> Gold | str:
     if letter is None and (labelled := labelled_choice(text)) is not None:
         letter, content = labelled
     nodes = readings(text)
+    if re.fullmatch(r"-?\d{1,3}(?:,\d{3})+", text):
+        nodes = nodes[:1]  # as a gold, 1,200 is one number
     if (
         nodes[0].op == "text"
         and content is None
@@ -136,6 +161,14 @@ def _is_prose(text: str) -> bool:
 
 def compare(gold: Gold, text: str, policy: Policy) -> tuple[float, str]:
     """Reward and reason for an extracted answer against the gold."""
+    try:
+        with budget(LIMITS.comparison_operations):
+            return _compare(gold, text, policy)
+    except Exhausted:
+        return 0.0, "takes more operations to compare than an answer is worth"
+
+
+def _compare(gold: Gold, text: str, policy: Policy) -> tuple[float, str]:
     if len(text) > LIMITS.answer_chars:
         return 0.0, f"is too long ({len(text)} characters)"
     if text in (gold.text, gold.raw) and not _chained(text):
@@ -149,6 +182,8 @@ def compare(gold: Gold, text: str, policy: Policy) -> tuple[float, str]:
         text = re.sub(r"(?<=\d),(?=\d)(?!\d{3}(?!\d))", ".", text)
     untrue = None
     candidates = readings(text)
+    if (said := _said(gold, text)) is not None:
+        candidates = (*candidates, *readings(said))
     if gold.letter is None and (labelled := labelled_choice(text)) is not None:
         candidates = (*candidates, *readings(labelled[1]))  # `(C) 42` where the gold is the content
     for answer_node in candidates:
@@ -169,6 +204,19 @@ def compare(gold: Gold, text: str, policy: Policy) -> tuple[float, str]:
     return 0.0, f"{kind} {gold.text[:80]!r}"
 
 
+def _said(gold: Gold, text: str) -> str | None:
+    """What a sentence in a box or tag says, read as the gold is: `The answer is 5`, `Yes, it is`."""
+    sentence = spoken(text)
+    if not is_sentence(sentence):
+        return None
+    if gold.kind == "value":
+        conditional = re.search(r"\b(?:if|unless|otherwise|assuming|provided|when)\b", sentence, re.I)
+        return None if conditional else (announced(sentence) or closing(sentence, DEFAULT)).text
+    if gold.nodes[0] in (Node("text", ("yes",)), Node("text", ("no",))):
+        return yes_or_no(sentence)
+    return predicate(sentence)
+
+
 def _chained(text: str) -> bool:
     """Text equality must not wave through an untrue chain that is also the gold's typing."""
     return (
@@ -180,10 +228,12 @@ def _chained(text: str) -> bool:
 
 def _choice(gold: Gold, text: str) -> tuple[float, str] | None:
     """Letter against letter, or against the content of a labelled gold; None when the text is no choice."""
-    letter = choice_letter(text)
+    letter = choice_letter(text.strip("* ")) or (text.upper() if text in tuple("abcdefghij") else None)
     content = None
     if letter is None and (labelled := labelled_choice(text)) is not None:
         letter, content = labelled
+    if letter is None and is_sentence(spoken(text)) and (chosen := chosen_letter(spoken(text))) is not None:
+        letter = chosen.text or "?"
     if letter is not None:
         if letter != gold.letter:
             return 0.0, f"differs from choice {gold.letter}"

@@ -21,9 +21,15 @@ from onebase.verifiers.math_lex import Unreadable
 from onebase.verifiers.math_tree import Node
 
 
+FRACTIONS = {"frac", "dfrac", "tfrac", "cfrac", "sfrac", "nicefrac"}
+UNIT_VECTORS = (Node("const", ("i",)), Node("sym", ("j",)), Node("sym", ("k",)), Node("sym", ("i",)))
+_DIFFERENTIALS = (Node("sym", ("d",)), Node("sym", ("partial",)))
+
+
 def command(c: Cursor, name: str) -> Node:
-    if name in ("frac", "dfrac", "tfrac", "cfrac", "sfrac", "nicefrac"):
-        return T.div(math_primary.argument(c), math_primary.argument(c))
+    if name in FRACTIONS:
+        top, bottom = math_primary.argument(c), math_primary.argument(c)
+        return _derivative(c, top, bottom) or T.div(top, bottom)
     if name in ("binom", "dbinom", "tbinom"):
         return Node("fn", ("binom", math_primary.argument(c), math_primary.argument(c)))
     if name in ("lbrace", "{"):
@@ -40,12 +46,41 @@ def command(c: Cursor, name: str) -> Node:
         return Node("tuple", ("(", ")", *(inner.args if inner.op == "list" else (inner,))))
     if name in ("sum", "prod", "int", "lim", "iint", "oint"):
         return _big(c, name)
-    if name == "boxed":
+    if name in ("boxed", "fbox"):
         return math_primary.argument(c)
+    if name == "root":  # \\root 3 \\of 2
+        index = math_primary.argument(c)
+        c.take("of")
+        return Node("fn", ("root", math_primary.argument(c), index))
     if name in DECORATIONS:
-        inner = math_primary.argument(c)
-        return inner if inner.op == "num" else Node("sym", (f"{name} {spell(inner)}",))
+        return _decorated(name, math_primary.argument(c))
     return _name(c, name)
+
+
+def _decorated(name: str, inner: Node) -> Node:
+    """\\overline{AB} is a name; \\hat{i} is a unit vector; a mark over a number says nothing."""
+    if inner.op == "num":
+        return inner
+    if name != "overline" and inner in UNIT_VECTORS:
+        return Node("sym", (f"unit {spell(inner)}",))
+    try:
+        return Node("sym", (f"{name} {spell(inner)}",))
+    except Unreadable:
+        return Node("fn", (name, inner))
+
+
+def _derivative(c: Cursor, top: Node, bottom: Node) -> Node | None:
+    """\\frac{d}{dx} as an operator on what follows, \\frac{df}{dx} as the same with what is above."""
+    factors = list(top.args) if top.op == "mul" else [top]
+    if factors[0] not in _DIFFERENTIALS or bottom.op != "mul" or len(bottom.args) != 2:
+        return None
+    if bottom.args[0] != factors[0] or bottom.args[1].op != "sym":
+        return None
+    if len(factors) == 1 and not (c.starts_factor() or c.key() == "["):
+        return None
+    none = Node("text", ("",))
+    body = T.mul(*factors[1:]) if len(factors) > 1 else product_body(c)
+    return Node("big", ("diff", none, none, body, bottom.args[1]))
 
 
 def _name(c: Cursor, name: str) -> Node:
@@ -59,11 +94,10 @@ def _name(c: Cursor, name: str) -> Node:
     if name in COMMAND_FUNCTIONS and name not in ("mod", "Gamma"):
         return function(c, name)
     if name in ("angle", "triangle", "measuredangle", "Delta"):
-        return (
-            Node("sym", (f"{name} {spell(math_primary.power(c))}",))
-            if c.starts_factor()
-            else Node("sym", (name,))
-        )
+        parts = []
+        while c.peek().kind == "word" and len(parts) < 4:  # \\angle ABC: the order of the letters counts
+            parts.append(spell(math_primary.power(c)))
+        return Node("sym", (f"{name} {''.join(parts)}".strip(),))
     if name in GREEK or name in NAMES:
         return Node("sym", (name,))
     raise Unreadable(f"unknown command \\{name}")
@@ -84,7 +118,10 @@ def function(c: Cursor, name: str) -> Node:
     arguments = _arguments(c, name)
     if name == "log" and base is not None:
         arguments.append(base)
-    if name == "exp":
+    if name == "cis":
+        i = Node("const", ("i",))
+        node = T.add(Node("fn", ("cos", arguments[0])), T.mul(i, Node("fn", ("sin", arguments[0]))))
+    elif name == "exp":
         node = T.power(Node("const", ("e",)), arguments[0])
     elif name in ("cbrt", "root"):
         node = Node("fn", ("root", arguments[0], arguments[1] if len(arguments) > 1 else T.num(3)))
@@ -99,9 +136,9 @@ def _arguments(c: Cursor, name: str) -> list[Node]:
     if c.key() == "(":
         group = math_primary.primary(c)
         return list(group.args[2:]) if group.op == "tuple" else [unparen(group)]
-    if c.key() == "{":
+    if c.key() in ("{", "cmd {"):
         group = math_primary.primary(c)
-        return list(group.args) if group.op == "list" else [group]
+        return list(group.args) if group.op in ("list", "set") else [group]
     factors: list[Node] = []
     while c.starts_factor() and not (factors and _starts_new_argument(c)):
         factors.append(math_primary.power(c))
@@ -148,12 +185,32 @@ def _big(c: Cursor, kind: str) -> Node:
             low = _limit(c)
         else:
             high = _limit(c)
-    if kind in ("sum", "prod"):
-        body = product_body(c)
-    else:
-        body = math_grammar.sum_of(c) if kind != "lim" else product_body(c)
     none = Node("text", ("",))
-    return Node("big", (kind, low or none, high or none, body))
+    body = math_grammar.sum_of(c) if kind.endswith("int") else product_body(c)
+    index: Node = none
+    if kind.endswith("int"):
+        body, index = _integrand(body)
+    elif low is not None and low.op == "rel":
+        index = low.args[1]
+    return Node("big", (kind, low or none, high or none, body, index))
+
+
+def _integrand(body: Node) -> tuple[Node, Node]:
+    """What is integrated, and over which letter: takes the dx out of the last term or its numerator."""
+    if body.op == "add":
+        last, index = _integrand(body.args[-1])
+        return T.add(*body.args[:-1], last), index
+    factors = list(body.args) if body.op == "mul" else [body]
+    for at, (d, letter) in enumerate(zip(factors[:-1], factors[1:], strict=True)):
+        if d == _DIFFERENTIALS[0] and letter.op in ("sym", "const"):
+            rest = factors[:at] + factors[at + 2 :]
+            return (T.mul(*rest) if rest else T.ONE), letter
+    for at, factor in enumerate(factors):
+        if factor.op == "mul":
+            inner, index = _integrand(factor)
+            if index.op != "text":
+                return T.mul(*factors[:at], inner, *factors[at + 1 :]), index
+    return body, Node("text", ("",))
 
 
 def product_body(c: Cursor) -> Node:
@@ -189,7 +246,7 @@ def matrix(c: Cursor, name: str) -> Node:
                 raise Unreadable("a matrix is not closed")
             if c.key() == "&":
                 c.next()
-            elif c.key() == "cmd \\":
+            elif c.key() in ("cmd \\", "cmd cr"):
                 c.next()
                 rows.append([])
             elif c.key() in ("cmd hline", ",", ";", "."):
@@ -211,4 +268,4 @@ def matrix(c: Cursor, name: str) -> Node:
 def _drop_alignment(c: Cursor) -> None:
     """Takes the & out of the rest of an environment that lists equations."""
     end = next((i for i in range(c.position, len(c.tokens)) if c.tokens[i].kind == "end_env"), c.position)
-    c.tokens[c.position : end] = [token for token in c.tokens[c.position : end] if token.value != "&"]
+    c.drop("&", end)

@@ -3,12 +3,15 @@ names. Numbers and expressions are compared in math_number."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from math import gcd
 
 from onebase.verifiers import math_tree as T
 from onebase.verifiers.math_exact import rational
-from onebase.verifiers.math_number import NO_VALUE, same_number, same_quantity
+from onebase.verifiers.math_family import family, same_family
+from onebase.verifiers.math_number import NO_VALUE, is_number, same_number, same_quantity
 from onebase.verifiers.math_numeric import (
     Evaluator,
     _points,
@@ -16,14 +19,32 @@ from onebase.verifiers.math_numeric import (
     context,
 )
 from onebase.verifiers.math_policy import Policy
-from onebase.verifiers.math_sets import ORDER, same_set, to_set, turned
+from onebase.verifiers.math_sets import ORDER, operand, same_set, to_set, turned
 from onebase.verifiers.math_tree import Node, normal, ops, symbols
-from onebase.verifiers.math_values import Item, expand_signs, item, strip
+from onebase.verifiers.math_values import (
+    Item,
+    all_solved,
+    components,
+    compound,
+    expand_signs,
+    is_solved,
+    item,
+    strip,
+)
+
+EMPTY = Node("const", ("empty",))
+REALS = Node("const", ("R",))
+Y = Node("sym", ("y",))
 
 
 def same_answer(gold: Node, answer: Node, policy: Policy) -> str | None:
     """How the two are equal, or None.  Raises FalseChain when the answer states something untrue."""
+    gold, answer = compound(strip(gold)), compound(strip(answer))
+    if (many := family(gold)) is not None and (others := family(answer, many)) is not None:
+        return same_family(many, others)
     golds, gold_kind = _members(gold, False)
+    if answer.op == "tuple" and answer.args[0] == "[" and len(answer.args) > 4 and gold_kind in ("list", "set"):
+        answer = Node("list", answer.args[2:])  # a Python list of three or more
     answers, answer_kind = _members(answer, True)
     if gold_kind == answer_kind == "single":
         return _same_item(golds[0], answers[0], policy)
@@ -72,12 +93,13 @@ def _against_single(
         inner = [Item(strip(part)) for part in parts.args[2:]]
         same = _same_in_order(inner, several, policy)
         return "the parts of the tuple in order" if same else None
-    if kind == "set" and not policy.singleton:
+    if kind == "set" and (not policy.singleton or EMPTY in (single[0].value, several[0].value)):
         return None
+    exact = replace(policy, percent="hundredth")  # 5% and 5 are two answers
     distinct: list[Item] = []
     for candidate in several:
         if not any(
-            _same_item(known, candidate, policy) or _same_item(candidate, known, policy) for known in distinct
+            _same_item(known, candidate, exact) or _same_item(candidate, known, exact) for known in distinct
         ):
             distinct.append(candidate)
         if len(distinct) > 1:
@@ -88,11 +110,14 @@ def _against_single(
 def _names_decide(golds: list[Item], answers: list[Item]) -> bool:
     """`AB = 4, CD = 5` against `4, 5`: without names, the order tells which is which."""
     none_golds, none_answers = (all(i.name is None for i in items) for items in (golds, answers))
-    return (_named_apart(golds) and none_answers) or (_named_apart(answers) and none_golds)
+    return (_named_apart(golds) and none_answers) or (_named_apart(answers, False) and none_golds)
 
 
-def _named_apart(items: list[Item]) -> bool:
+def _named_apart(items: list[Item], numbered: bool = True) -> bool:
+    """Whether each has a name of its own; `numbered` says whether x_1 and x_2 are two names."""
     names = [_head(i.name) for i in items if i.name is not None]
+    if not numbered:
+        names = [Node(n.op, (re.sub(r"_\d+$", "", str(n.args[0])),)) if n.op == "sym" else n for n in names]
     return len(names) == len(items) and len(set(names)) == len(names) > 1
 
 
@@ -134,14 +159,14 @@ def _as_sets(gold: Node, answer: Node, policy: Policy) -> str | None:
     """Equality as sets of reals, where either side speaks of intervals or inequalities."""
     if not _set_like(gold) and not _set_like(answer):
         return None
-    if (
-        {strip(gold).op, strip(answer).op} <= {"tuple", "list", "set"}
-        and not _unions(gold)
-        and not _unions(answer)
-    ):
+    plain = {strip(gold).op, strip(answer).op} <= {"tuple", "list", "set"}
+    if plain and not any(_unions(node) or T.INF in T.walk(node) for node in (gold, answer)):
         return None
+    if not policy.unsolved and all_solved(gold) and not all_solved(answer):
+        return None  # 2x - 4 > 0 restates the problem whose answer is x > 2
+    joined = bool({"union", "inter", "minus"} & {gold.op, answer.op})
     try:
-        left, right = to_set(gold), to_set(answer)
+        left, right = (operand(node) if joined else to_set(node) for node in (gold, answer))
     except NO_VALUE:
         return None
     return "the same set of numbers" if same_set(left, right, policy.interval_ends == "strict") else None
@@ -149,7 +174,7 @@ def _as_sets(gold: Node, answer: Node, policy: Policy) -> str | None:
 
 def _unions(node: Node) -> bool:
     return bool(ops(node) & {"union", "inter", "minus", "both"}) or any(
-        p.op == "rel" and set(p.args[0]) & (ORDER | {"in"}) for p in T.walk(node)
+        p.op == "rel" and set(p.args[0]) & (ORDER | {"in", "notin"}) for p in T.walk(node)
     )
 
 
@@ -162,13 +187,13 @@ def _set_like(node: Node) -> bool:
     return node.op in ("union", "inter", "minus", "both", "tuple", "set") or node in (
         Node("const", ("R",)),
         Node("const", ("empty",)),
-    ) or (node.op == "rel" and bool(set(node.args[0]) & (ORDER | {"in"})))  # fmt: skip
+    ) or (node.op == "rel" and bool(set(node.args[0]) & (ORDER | {"in", "notin"})))  # fmt: skip
 
 
 def _same_item(gold: Item, answer: Item, policy: Policy) -> str | None:
     """One answer against one, names and stated approximations considered."""
     if gold.name is not None and answer.name is not None and not _same_name(gold.name, answer.name):
-        return _same_equation(_equation(gold), _equation(answer))
+        return _same_equation(_equation(gold), _equation(answer), policy)
     if not policy.assignment and (gold.name is None) != (answer.name is None):
         return None
     how = same_value(gold.value, answer.value, policy)
@@ -177,12 +202,15 @@ def _same_item(gold: Item, answer: Item, policy: Policy) -> str | None:
     if how is None and answer.approx is not None and gold.value.op == "dec":
         how = same_value(gold.value, answer.approx, policy)
     if how is None and (gold.name is not None or answer.name is not None):
-        how = _same_equation(_equation(gold), _equation(answer))
+        how = _same_equation(_equation(gold), _equation(answer), policy)
     return how
 
 
 def _same_name(left: Node, right: Node) -> bool:
     a, b = (_head(node) for node in (left, right))
+    if Y in (a, b) and any(_is_function_of(node) for node in (left, right)):
+        return True  # y = 2x + 1 and f(x) = 2x + 1
+    a, b = _segment(a), _segment(b)
     return a == b or repr(a).replace("paren", "").lower() == repr(b).replace("paren", "").lower()
 
 
@@ -199,19 +227,44 @@ def _head(node: Node) -> Node:
     return normal(node)
 
 
+def _segment(node: Node) -> Node:
+    """\\overline{AB} and |AB| as AB."""
+    if node.op == "fn" and node.args[0] == "abs" and node.args[1].op == "mul":
+        ends = [str(part.args[0]) for part in node.args[1].args if part.op == "sym"]
+        node = node.args[1] if len(ends) == 2 and "".join(ends).isupper() else node
+    name = str(node.args[0]) if node.op == "sym" else ""
+    if name.startswith("overline ") and name[9:].isalpha():
+        return normal(T.mul(*(Node("sym", (letter,)) for letter in name[9:])))
+    return node
+
+
+def _is_function_of(node: Node) -> bool:
+    node = strip(node)
+    return node.op == "mul" and len(node.args) == 2 and node.args[0].op == "sym" and node.args[1].op == "paren"
+
+
 def _equation(entry: Item) -> Node:
     return entry.value if entry.name is None else Node("rel", (("=",), entry.name, entry.value))
 
 
 def same_value(gold: Node, answer: Node, policy: Policy) -> str | None:
     """How two values without names are equal, or None."""
-    gold, answer = strip(gold), strip(answer)
+    gold, answer = _without_label(strip(gold), answer), _without_label(strip(answer), gold)
+    if _set_like(gold) and answer == Node("sym", ("R",)):
+        answer = REALS
+    if not policy.arithmetic and is_number(gold) and not is_number(answer):
+        return None
     if normal(gold) == normal(answer):
         return "the same form"
+    if {"above", "below"} & _functions(gold) and not {"above", "below"} & _functions(answer):
+        if normal(_two_sided(gold)) == normal(answer):
+            return "the same limit"
     if "big" in ops(answer) and "big" not in ops(gold) and not policy.unevaluated:
         return None
     if how := _as_sets(gold, answer, policy):
         return how
+    if "matrix" in (gold.op, answer.op):
+        gold, answer = _column(gold), _column(answer)
     pair = {gold.op, answer.op}
     if pair == {"tuple"}:
         return _same_tuple(gold, answer, policy)
@@ -220,15 +273,21 @@ def same_value(gold: Node, answer: Node, policy: Policy) -> str | None:
         return "the same matrix" if same else None
     if pair == {"matrix", "tuple"}:
         return _same_vector(gold, answer, policy)
+    if pair & {"matrix", "tuple"} and pair & {"add", "mul", "sym"}:
+        return _same_components(gold, answer, policy)
     if pair == {"rel"}:
         return _same_relation(gold, answer, policy)
     if pair == {"ratio"}:
         return _same_ratio(gold, answer, policy)
     if pair & {"set", "list"}:
         return same_answer(gold, answer, policy) if pair <= {"set", "list", "tuple"} else None
+    if pair == {"clock"}:
+        return _same_time(gold, answer)
     if "text" in pair:
         return _same_text(gold, answer)
-    if pair & {"tuple", "matrix", "rel", "union", "inter", "minus", "both"}:
+    if "sym" in pair and _segment(gold) == _segment(answer):
+        return "the same segment"
+    if pair & {"tuple", "matrix", "rel", "union", "inter", "minus", "both", "builder", "clock"}:
         return None
     if "ratio" in pair:
         return _ratio_as_quotient(gold, answer, policy)
@@ -259,6 +318,42 @@ def _same_vector(gold: Node, answer: Node, policy: Policy) -> str | None:
     return "the same vector" if _all_same(*pair, policy) else None
 
 
+def _same_components(gold: Node, answer: Node, policy: Policy) -> str | None:
+    """A vector against 3i - 2j + k in unit vectors."""
+    row, sum_of = (gold, answer) if gold.op in ("tuple", "matrix") else (answer, gold)
+    cells = row.args[2:] if row.op == "tuple" else row.args[1:]
+    parts = components(sum_of)
+    if parts is None or len(cells) not in (2, 3) or (len(cells) == 2 and parts[2] != T.ZERO):
+        return None
+    pair = (cells, parts[: len(cells)]) if row is gold else (parts[: len(cells)], cells)
+    return "the same vector" if _all_same(*pair, policy) else None
+
+
+def _column(node: Node) -> Node:
+    """A column of two typed as \\binom."""
+    return Node("matrix", (1, *node.args[1:])) if node.op == "fn" and node.args[0] == "binom" else node
+
+
+def _without_label(node: Node, other: Node) -> Node:
+    """P(3,-1) as the point alone, where the other side has no letter before it."""
+    labelled = node.op == "mul" and len(node.args) == 2 and node.args[1].op == "tuple"
+    labelled = labelled and strip(other).op in ("tuple", "matrix")
+    name = node.args[0] if labelled else node
+    return node.args[1] if labelled and name.op == "sym" and str(name.args[0])[0].isupper() else node
+
+
+def _functions(node: Node) -> set[str]:
+    return {str(part.args[0]) for part in T.walk(node) if part.op == "fn"}
+
+
+def _two_sided(node: Node) -> Node:
+    if node.op == "fn" and node.args[0] in ("above", "below"):
+        return node.args[1]
+    if not any(isinstance(arg, Node) for arg in node.args):
+        return node
+    return T.rebuild(node, [_two_sided(arg) if isinstance(arg, Node) else arg for arg in node.args])
+
+
 def _same_ratio(gold: Node, answer: Node, policy: Policy) -> str | None:
     if len(gold.args) != len(answer.args):
         return None
@@ -283,8 +378,17 @@ def _ratio_as_quotient(gold: Node, answer: Node, policy: Policy) -> str | None:
     ratio, other = (gold, answer) if gold.op == "ratio" else (answer, gold)
     if len(ratio.args) != 2 or _clock(ratio) or other.op in ("text", "based"):
         return None
+    if other is gold and gold.op in ("num", "dec"):
+        return None  # 18:1 does not answer 18
     how = same_number(T.div(*ratio.args), other, policy)
     return how and f"{how}, the ratio as a quotient"
+
+
+def _same_time(gold: Node, answer: Node) -> str | None:
+    """The same time of day; when one side leaves the half of the day out, the time on the dial."""
+    (hour, *rest, known), (other, *others, known_too) = gold.args, answer.args
+    same = hour == other or (known != known_too and (hour - other) % 12 == 0)
+    return "the same time" if same and rest == others else None
 
 
 def _clock(node: Node) -> bool:
@@ -337,23 +441,27 @@ def _same_relation(gold: Node, answer: Node, policy: Policy) -> str | None:
         if gold.args[0] == turn.args[0] and _all_same(gold.args[1:], turn.args[1:], policy):
             return "the same relation"
     if set(gold.args[0]) | set(answer.args[0]) <= {"="}:
-        return _same_equation(gold, answer)
+        return _same_equation(gold, answer, policy)
     if len(gold.args) == len(answer.args) == 3:
-        return _same_inequality(gold, answer)
+        return _same_inequality(gold, answer, policy)
     return None
 
 
-def _same_equation(gold: Node, answer: Node) -> str | None:
+def _same_equation(gold: Node, answer: Node, policy: Policy) -> str | None:
     """Two equations whose differences of sides are constant multiples of each other."""
     if gold.op != "rel" or answer.op != "rel" or not {*gold.args[0], *answer.args[0]} <= {"=", "~"}:
         return None
-    if len(gold.args) != 3 or len(answer.args) != 3:
+    if len(gold.args) != 3 or len(answer.args) != 3 :
+        return None
+    if not policy.unsolved and is_solved(gold) and not is_solved(answer):
         return None
     ratio = _constant_ratio(T.sub(*gold.args[1:]), T.sub(*answer.args[1:]))
     return "the same equation up to a factor" if ratio is not None else None
 
 
-def _same_inequality(gold: Node, answer: Node) -> str | None:
+def _same_inequality(gold: Node, answer: Node, policy: Policy) -> str | None:
+    if not policy.unsolved and is_solved(gold) and not is_solved(answer):
+        return None
     ratio = _constant_ratio(T.sub(*gold.args[1:]), T.sub(*answer.args[1:]))
     if ratio is None or abs(context().im(ratio)) > 1e-15:
         return None

@@ -3,9 +3,7 @@ functions of a cursor: math_grammar (loose), math_primary (tight), math_commands
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
+from onebase.verifiers.math_budget import spend
 from onebase.verifiers.math_lex import FUNCTIONS, Token, Unreadable
 from onebase.verifiers.math_policy import LIMITS
 from onebase.verifiers.math_tree import Node, children
@@ -57,16 +55,43 @@ FACTOR_COMMANDS = (
         "lvert",
         "sum",
     }
-    | {"int", "prod", "lim", "boxed", "lbrace", "{", "langle", "prime", "|", "dollar", "sfrac", "nicefrac"}
+    | {"int", "prod", "lim", "boxed", "fbox", "root", "lbrace", "{", "langle", "prime", "|", "dollar", "sfrac", "nicefrac"}
     | {*COMMAND_FUNCTIONS, *CONSTANTS, *NAMES, *DECORATIONS, *GREEK, *GREEK_ALIASES}
 )
+
+
+class _Level:
+    """Counts how deep the parser is; an error leaves the count as it is, since it ends the reading."""
+
+    __slots__ = ("depth",)
+
+    def __init__(self) -> None:
+        self.depth = 0
+
+    def __enter__(self) -> None:
+        self.depth += 1
+        spend()
+        if self.depth > LIMITS.depth * 3:  # three levels of grammar for one of brackets
+            raise Unreadable("nested too deeply")
+
+    def __exit__(self, *error: object) -> None:
+        self.depth -= 1
+
+
+def _key(token: Token) -> str:
+    if token.kind in ("cmd", "word"):
+        return f"{token.kind} {token.value}"
+    if token.kind == "op":
+        return f"op {token.value}" if token.value in ("+", "-", "*", "/", ":", "÷") else str(token.value)
+    return str(token.value) if token.kind == "sep" else token.kind
 
 
 class Cursor:
     """A position in the tokens, and where it is: how deep, inside a set, inside bars."""
 
     def __init__(self, tokens: list[Token]) -> None:
-        self.tokens, self.position, self.depth = tokens, 0, 0
+        self.tokens, self.position, self.level = tokens, 0, _Level()
+        self.keys = [_key(token) for token in tokens]
         self.in_set = False  # inside {… | …}, where | and : divide name from condition
         self.bars = 0
         self.enclosed = 0  # inside round or square brackets, where [ may close as in [0,1[
@@ -80,14 +105,14 @@ class Cursor:
 
     def key(self, ahead: int = 0) -> str:
         """A token's kind and value as one word, the value alone where it speaks for itself."""
-        token = self.peek(ahead)
-        if token.kind in ("cmd", "word"):
-            return f"{token.kind} {token.value}"
-        if token.kind == "op" and token.value not in ("+", "-", "*", "/", ":", "÷"):
-            return str(token.value)
-        if token.kind == "op":
-            return f"op {token.value}"
-        return str(token.value) if token.kind == "sep" else token.kind
+        index = self.position + ahead
+        return self.keys[index] if index < len(self.keys) else self.keys[-1]
+
+    def drop(self, value: str, end: int) -> None:
+        """Takes the tokens of that value out, from here to `end`."""
+        kept = [token for token in self.tokens[self.position : end] if token.value != value]
+        self.tokens[self.position : end] = kept
+        self.keys[self.position : end] = [_key(token) for token in kept]
 
     def next(self) -> Token:
         token = self.peek()
@@ -106,13 +131,9 @@ class Cursor:
     def trailing_comma(self) -> bool:
         return self.previous().value == ","
 
-    @contextmanager
-    def deeper(self) -> Iterator[None]:
-        self.depth += 1
-        if self.depth > LIMITS.depth * 3:  # three levels of grammar for one of brackets
-            raise Unreadable("nested too deeply")
-        yield
-        self.depth -= 1
+    def deeper(self) -> _Level:
+        """`with c.deeper():` round each rule that can hold itself."""
+        return self.level
 
     def starts_factor(self) -> bool:
         token = self.peek()

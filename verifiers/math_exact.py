@@ -13,6 +13,7 @@ from fractions import Fraction
 from functools import lru_cache
 from math import comb, factorial, floor, gcd, lcm
 
+from onebase.verifiers.math_budget import spend
 from onebase.verifiers.math_policy import LIMITS
 from onebase.verifiers.math_tree import Node
 
@@ -30,6 +31,7 @@ class NotRational(ValueError):
 
 def rational(node: Node) -> Fraction:
     """The exact value, or NotRational, TooBig, ZeroDivisionError."""
+    spend(2)
     op, args = node
     if op in ("num", "dec"):
         return Fraction(args[0])
@@ -169,6 +171,7 @@ def _coordinate(name: str, prime: int, point: int) -> int:
 
 
 def _residue(node: Node, prime: int, point: int) -> int:
+    spend()
     op, args = node
     if op in ("num", "dec"):
         value: Fraction = args[0]

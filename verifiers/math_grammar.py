@@ -21,9 +21,9 @@ RELATIONS = {
     "cmd doteq": "=", "cmd to": "->", "cmd rightarrow": "->", "cmd mapsto": "->", "cmd subset": "sub",
     "cmd subseteq": "sub", "cmd notin": "notin", "cmd propto": "propto", "cmd perp": "perp",
     "cmd parallel": "par", "cmd mid": "mid", "cmd coloneqq": "=", "cmd Rightarrow": "->",
-    "cmd implies": "->", "cmd iff": "->",
+    "cmd implies": "->", "cmd iff": "->", "cmd longrightarrow": "->", "cmd Longrightarrow": "->",
 }  # fmt: skip
-SEPARATORS = {",", ";", "and", "or", "cmd land", "cmd lor", "cmd wedge", "cmd vee"}
+SEPARATORS = {",", ";", "and", "or", "where", "with", "for", "cmd land", "cmd lor", "cmd wedge", "cmd vee"}
 
 
 def answer(c: Cursor) -> Node:
@@ -126,9 +126,14 @@ def product(c: Cursor) -> Node:
         elif key in ("cmd pmod",):
             c.next()
             factors = [Node("fn", ("pmod", T.mul(*factors), math_primary.power(c)))]
+        elif key == "(" and c.key(1) == "word mod":
+            c.position += 2
+            factors = [Node("fn", ("pmod", T.mul(*factors), sum_of(c)))]
+            c.take(")")
         elif c.starts_factor() and not (after_text and c.peek().kind == "num"):
             before, token = c.previous(), c.peek()
-            if token.kind == "num" and before.kind == "num":
+            powers = factors[-1].op == "pow" and c.key(1) == "^"  # 2^6 3^5
+            if token.kind == "num" and before.kind == "num" and not powers:
                 both = mixed(c, factors[-1])
                 if both is None:
                     raise Unreadable("two numbers side by side")

@@ -46,7 +46,9 @@ _SYMBOLS = {
     "⅔": "\\frac{2}{3}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}", "∣": "|", "⟨": "\\langle", "⟩": "\\rangle",
     "→": "\\to", "∫": "\\int", "∑": "\\sum", "∏": "\\prod", "∧": "\\land", "∨": "\\lor", "∀": "\\forall",
     "℃": "\\text{celsius}", "≡": "\\equiv", "，": ",", "。": ".", "；": ";", "：": ":", "（": "(", "）": ")",
-    "％": "%", "＝": "=", "＋": "+", "？": "?", "！": "!",
+    "％": "%", "＝": "=", "＋": "+", "？": "?", "！": "!", "∛": "\\sqrt[3]", "∜": "\\sqrt[4]", "⊂": "\\subset",
+    "⊆": "\\subseteq", "∉": "\\notin", "⊥": "\\perp", "∥": "\\parallel", "△": "\\triangle", "∼": "\\sim",
+    "～": "~", "⁄": "/", "∕": "/", "²": "^2", "³": "^3", "⊤": "\\top", "⩵": "=", "≅": "\\cong",
 }  # fmt: skip
 _CHARACTERS = str.maketrans(
     {**{key: f" {value} " for key, value in _SYMBOLS.items()}, **{k: f"\\{v} " for k, v in _GREEK.items()}}
@@ -60,8 +62,8 @@ _SUB = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋]+")
 _DROP = re.compile(
     r"\\\\(?:\s*\[[\d. ]+(?:pt|em|ex|mm|cm)\])?"  # a row end, first: its second half starts no command
     r"|\\(?:left|right|big|Big|bigg|Bigg|bigl|bigr|Bigl|Bigr|biggl|biggr|displaystyle|textstyle|limits|nolimits"
-    r"|thinspace|medspace|thickspace|negthinspace|negmedspace|negthickspace|middle|rm|bf|it|strut|hfill)(?![A-Za-z])"
-    r"|\\[,;:! ()\[\]]|~|\\(?:hspace|vspace|phantom|color|textcolor)\s*\{[^{}]*\}"
+    r"|large|Large|LARGE|huge|Huge|small|tiny|normalsize|footnotesize|thinspace|medspace|thickspace|negthinspace|negmedspace|negthickspace|middle|rm|bf|it|strut|hfill)(?![A-Za-z])"
+    r"|\\[,;:! ()\[\]]|~|\\(?:hspace|vspace|phantom|color|textcolor)\s*\{[^{}]*\}|\\phantom\s*[-+]"
 )
 _GLUE = re.compile(
     r"(?<=\d)(?:\{,\}|\{,?\\[!,;: ]\}|,?\\[!,;: ]\s?|\{\}|[\u00a0\u2009\u202f'])(?=\d{3}(?!\d))"
@@ -90,8 +92,6 @@ def clean(text: str) -> str:
     text = _GLUE.sub("", text.replace("\\$", " \\dollar "))
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text.translate(_CHARACTERS))
-    if "choose" in text:
-        text = _CHOOSE.sub(r"\\binom{\1}{\2}", text)
     text = _ORDINAL.sub("", text)
     if "/" in text:
         text = _METRES_PER.sub(r"\\text{ m/s}", text)
@@ -109,7 +109,77 @@ _DEGREES_OF = re.compile(
     r"\^\s*\{?\s*\\circ\s*\}?\s*(?:\\(?:text|mathrm)\s*\{)?\s*([CF])(?![A-Za-z])"
     r"(?:(?<=\{[CF])\}|(?<=\{ [CF])\})?"
 )
-_CHOOSE = re.compile(r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}")
+_NOT = re.compile(r"\\not\s*(=|\\in(?![A-Za-z])|<|>)")
+_NEGATED = {"=": "\\ne ", "\\in": "\\notin ", "<": "\\ge ", ">": "\\le "}
+_SIGNS = re.compile(r"\+\s*/\s*-|(?:(?<=^)|(?<=[=,;({\[]))(\s*)\+-(?=\s*[\d\\])")
+_UNION_LETTER = re.compile(r"(?<=[)\]}])\s*U\s*(?=\\?[\[({])")
+_TO = re.compile(r"(?<=\d)\s*(?:\\text\s*\{\s*to\s*\}|\bto\b)\s*(?=\d)")
+_BASE = re.compile(
+    r"(?<=[\dA-F)])\s*(?:_\s*\{?\s*)?(?:\\(?:text|mathrm)\s*\{)?[\s,]*(?:in\s+)?\(?\s*\bbase[\s-]*\}?\s*"
+    r"(\d{1,2}|two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)(?![\w])\)?\s*\}?\)?"
+)
+_PREFIXED = re.compile(r"(?<![\w.\\])0(?:([xX])([0-9a-fA-F]+)|([bB])([01]+)|([oO])([0-7]+))(?!\w)")
+_MINUTES = re.compile(
+    r"(\d+)\s*\^\s*\{?\s*\\circ\s*\}?\s*(\d+(?:\.\d+)?)\s*(?:'|\^\s*\{?\\prime\}?)(?:\s*(\d+(?:\.\d+)?)\s*'')?"
+)
+
+
+_COMBINATIONS = re.compile(
+    r"(?:\{\s*\}\s*)?(?:(?<![\w)}])_|\^)\s*\{?\s*(\d{1,4})\s*\}?\s*(?:\\(?:mathrm|text)\s*\{\s*C\s*\}|C)\s*_\s*\{?\s*(\d{1,4})\s*\}?"
+)
+
+
+def written_out(text: str) -> str:
+    """Spellings that stand for one token, rewritten before anything is split."""
+    if "C" in text:
+        text = _COMBINATIONS.sub(r"\\binom{\1}{\2}", text)
+    if "\\not" in text:
+        text = _NOT.sub(lambda m: _NEGATED[m.group(1)], text)
+    if "+" in text and "-" in text:
+        text = _SIGNS.sub(r"\\pm ", text)
+    if "U" in text:
+        text = _UNION_LETTER.sub(r" \\cup ", text)
+    if "to" in text:
+        text = _TO.sub(":", text)
+    if "base" in text:
+        text = _BASE.sub(r"_{\1}", text)
+    if "in" in text:
+        text = _INCHES.sub(r" inch", text)
+        text = _MINUTE.sub(" minute", text)
+    if "$" in text:
+        text = _DEBT.sub(r"-\1", text)
+        text = _PRICE.sub(r"\1\\dollar ", text) if text.count("$") == 1 else text
+    if "0" in text:
+        text = _PREFIXED.sub(_prefixed, text)
+    if "illion" in text or "thousand" in text:
+        text = _LARGE.sub(lambda m: f" \\cdot 10^{{{_LARGE_WORDS[m.group(2)]}}} {m.group(1) or ''}{m.group(3)}", text)
+    if "'" in text or "prime" in text:
+        text = _MINUTES.sub(_arc_minutes, text)
+    return text
+
+
+_INCHES = re.compile(r"(?<=\d)\s*in\b\.?(?=\s*(?:\^|²|$))")
+_MINUTE = re.compile(r"(?<=\d)\s*mins?\b(?!\s*[({\\])")
+_PRICE = re.compile(r"^(\s*-?\s*)\$(?=\s*[\d.])")
+_DEBT = re.compile(r"^\s*(\\?\$)\s*[-−](?=\s*[\d.])")
+_LARGE = re.compile(
+    r"(?<=\d)[\s~]*(\\(?:text|mathrm)\s*\{)?[\s~]*(thousand|million|billion|trillion)\b\s*(\}?)"
+)
+_LARGE_WORDS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+
+
+def _prefixed(match: re.Match[str]) -> str:
+    mark, digits = (group for group in match.groups() if group)
+    return f"{digits.upper()}_{{{ {'x': 16, 'b': 2, 'o': 8}[mark.lower()] }}}"
+
+
+def _arc_minutes(match: re.Match[str]) -> str:
+    degrees, minutes, seconds = match.group(1), match.group(2), match.group(3) or "0"
+    if len(match.group()) > 60 or float(minutes) >= 60 or float(seconds) >= 60:
+        return match.group()
+    return f"({degrees}+\\frac{{{minutes}}}{{60}}+\\frac{{{seconds}}}{{3600}})^\\circ "
+
+
 _ORDINAL = re.compile(r"(?<=\d)(?:\^\s*\{?\s*\\text\s*\{(?:st|nd|rd|th)\}\s*\}?|(?:st|nd|rd|th)(?![A-Za-z]))")
 _METRES_PER = re.compile(r"(?<=\d)\s*m/s(?![A-Za-z])")
 _TEMPERATURE = {"C": "celsius", "F": "fahrenheit"}
@@ -131,20 +201,20 @@ _TOKEN = re.compile(
     r"|(?P<op>.)",
     re.DOTALL,
 )
-_THOUSANDS = re.compile(r"(?<![\d.(\[])(?<!\d,)(\d{1,3}(?:,\d{3})+)(?![\d,]*\d)(?!,\d)")
-_SPACED_THOUSANDS = re.compile(r"^\s*[+-]?\d{1,3}(?: \d{3})+(?:\.\d+)?\s*$")
+THOUSANDS = re.compile(r"(?<![\d.(\[])(?<!\d,)(\d{1,3}(?:,\d{3})+)(?![\d,]*\d)(?!,\d)")
+_SPACED_THOUSANDS = re.compile(r"^\s*[+-]?\d{1,3}(?: \d{3})+(?=(?:\.\d+)?\s*$| \d+/\d+\s*$)")
 _REPEAT = re.compile(
     r"(?<![\d.])(\d*)\.(\d*)(?:\\(?:overline|bar)\s*(?:\{(\d+)\}|(\d))|\((\d+)\)|\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?)"
 )
 _DOTTED = re.compile(r"(?<![\d.])(\d{0,40})\.(\d{0,40}?)(\d{1,4})\3\3{1,40}\s*(?:\\l?dots|\\cdots|\.\.\.)")
-_CONNECTORS = {"and", "or", "und", "et"}
+_CONNECTORS = {"and", "or", "und", "et", "where", "with", "for"}
 FUNCTIONS = {
     "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc",
     "asin", "acos", "atan", "acot", "asec", "acsc", "sinh", "cosh", "tanh", "coth", "sech", "csch",
     "arcsinh", "arccosh", "arctanh", "arsinh", "arcosh", "artanh", "asinh", "acosh", "atanh", "ln", "log",
     "lg", "exp", "sqrt", "cbrt", "abs", "floor", "ceil", "ceiling", "max", "min", "gcd", "lcm", "binom",
     "binomial", "factorial", "sgn", "sign", "det", "mod", "root", "arg", "lb", "Re", "Im", "erf", "Gamma",
-    "pow",
+    "pow", "cis",
 }  # fmt: skip
 WORDS = FUNCTIONS | {"pi", "oo", "inf", "infty", "infinity", "Infinity", "percent", "pct", "percentage"}
 WORDS |= {
@@ -168,9 +238,8 @@ def tokenize(text: str, merge_commas: bool) -> list[Token]:
     """Tokens of cleaned text.  `merge_commas` reads 1,234 as one number instead of two."""
     text = _repeating(text)
     if merge_commas:
-        text = _THOUSANDS.sub(lambda m: m.group(1).replace(",", ""), text)
-        if _SPACED_THOUSANDS.match(text):
-            text = text.replace(" ", "")
+        text = THOUSANDS.sub(lambda m: m.group(1).replace(",", ""), text)
+        text = _SPACED_THOUSANDS.sub(lambda m: m.group().replace(" ", ""), text)
     tokens: list[Token] = []
     position, spaced = 0, False
     while position < len(text):
@@ -183,7 +252,9 @@ def tokenize(text: str, merge_commas: bool) -> list[Token]:
             continue
         if kind == "text":
             body, position = _group(text, position)
-            _text_tokens(body, "mathbb" in match.group(), spaced, tokens)
+            _text_tokens(body, match.group().strip()[1:], spaced, tokens)
+            spaced = body[-1:] in (" ", ":")
+            continue
         elif kind == "env":
             tokens.append(
                 Token("begin" if "begin" in match.group() else "end_env", match.group("name"), spaced)
@@ -281,23 +352,31 @@ def _group(text: str, position: int) -> tuple[str, int]:
     raise Unreadable("a brace is not closed")
 
 
-def _text_tokens(body: str, blackboard: bool, spaced: bool, tokens: list[Token]) -> None:
+def _text_tokens(body: str, command: str, spaced: bool, tokens: list[Token]) -> None:
     """What stands inside \\text{…}: a connector, a name, a number, a unit, a formula, or prose."""
     stripped = body.strip()
     word = stripped.strip(" .,:;").lower()
     if not stripped:
         return
-    if blackboard and stripped in "RNZQC" and len(stripped) == 1:
+    if command == "mathbb" and stripped in "RNZQC" and len(stripped) == 1:
         tokens.append(Token("cmd", "mathbb" + stripped, spaced))
+    elif command in ("mathbf", "bm", "boldsymbol") and stripped in ("i", "j", "k"):
+        tokens.append(Token("word", f"unit {stripped}", spaced))
+    elif stripped in ("-", "+", "/", "=", "<", ">", ":", "%", ",", ";"):
+        tokens.append(Token("op", stripped, spaced))
+    elif command in ("mathrm", "mathit", "mathsf") and _FORMULA.fullmatch(stripped):
+        tokens.extend(tokenize(clean(stripped), True)[:-1])
     elif word in _CONNECTORS:
         tokens.append(Token("sep", word, spaced))
+    elif word == "in" and tokens and tokens[-1].kind == "num":
+        tokens.append(Token("unit", "inch", spaced))
     elif re.match(r"[-+]?\d+\s+[A-Za-z]", stripped) or _LETTERS.fullmatch(stripped):
         tokens.extend(tokenize(clean(stripped), True)[:-1])
     elif not any(character.isalnum() for character in stripped):
         return
     elif len(parts := re.split(r"(?:^|(?<=\s))(and|or)(?=\s|$)", body)) > 1:
         for part in parts:
-            _text_tokens(part, False, spaced, tokens)
+            _text_tokens(part, command, spaced, tokens)
     elif _is_unit_phrase(stripped, bool(tokens) and tokens[-1].kind in ("num", "op", "unit", "cmd")):
         for part in re.findall(r"[A-Za-zµ¢€£¥₹]+|\^|/|\d+|-", stripped):
             part = "/" if part == "per" else part
@@ -313,6 +392,7 @@ def _text_tokens(body: str, blackboard: bool, spaced: bool, tokens: list[Token])
         tokens.append(Token("text", stripped, spaced))
 
 
+_FORMULA = re.compile(r"[\d.]*\s*[A-Za-z](?:\s*[-+*/^=<>]\s*[\d.]*[A-Za-z\d])+")
 _LETTERS = re.compile(r"[A-Z]{1,4}(?:\s*(?:,|,? and)\s*[A-Z]{1,4})+")
 
 
@@ -325,6 +405,8 @@ def _is_unit_phrase(text: str, after_number: bool) -> bool:
 
 def decimal(text: str) -> tuple[Fraction, int, int] | Fraction:
     """An integer as a Fraction; a decimal with its significant digits and decimals as typed."""
+    if len(text) < 300 and text.isdecimal():
+        return Fraction(int(text))
     mantissa, _, exponent = text.lower().partition("e")
     if len(mantissa) > LIMITS.digits or len(exponent) > 6 or abs(int(exponent or 0)) > LIMITS.digits:
         raise Unreadable(f"a number of over {LIMITS.digits} digits")

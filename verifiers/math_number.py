@@ -10,20 +10,33 @@ from __future__ import annotations
 from fractions import Fraction
 
 from onebase.verifiers import math_tree as T
+from onebase.verifiers.math_estimate import same_estimate
 from onebase.verifiers.math_exact import NotPolynomial, NotRational, TooBig, rational, residues
 from onebase.verifiers.math_numeric import NoValue, same_constant, same_function
 from onebase.verifiers.math_policy import Policy
 from onebase.verifiers.math_sets import NotASet
+from onebase.verifiers.math_symbolic import carry_out
 from onebase.verifiers.math_tree import Node, normal, num, ops, symbols
-from onebase.verifiers.math_values import Quantity, quantity, rounds_to, strip
+from onebase.verifiers.math_units import LETTER_UNITS
+from onebase.verifiers.math_values import Quantity, double_noise, quantity, rounds_to, strip, within
 
+IMAGINARY, EULER = Node("const", ("i",)), Node("const", ("e",))
 NO_VALUE = (NoValue, TooBig, NotRational, NotASet, NotPolynomial, ZeroDivisionError, OverflowError)
 
 
 def same_quantity(gold: Node, answer: Node, policy: Policy) -> str | None:
     """Numbers or expressions with what stands beside them: unit, percent, degree."""
     gold, answer = _without_modulus(gold, answer), _without_modulus(answer, gold)
-    g, a = quantity(gold), quantity(answer)
+    gold, answer = _combination(gold), _combination(_same_letters(gold, answer))
+    how = _same_quantity(quantity(gold), quantity(answer), policy)
+    if how is None and not symbols(gold) and (lettered := _letters_as_units(answer)) is not None:
+        how = _same_quantity(quantity(gold), quantity(lettered), policy)
+    return how
+
+
+def _same_quantity(g: Quantity, a: Quantity, policy: Policy) -> str | None:
+    if g.words and a.words and g.words != a.words and (symbols(g.number) or symbols(a.number)):
+        return None  # words beside letters are what is meant, not a forgotten unit
     if g.dimensions and a.dimensions:
         if g.dimensions != a.dimensions:
             return None
@@ -36,10 +49,76 @@ def same_quantity(gold: Node, answer: Node, policy: Policy) -> str | None:
     return how and f"{how}, unit left out" if g.dimensions or a.dimensions else how
 
 
+def is_number(node: Node) -> bool:
+    """A number with nothing left to work out: digits, a fraction, a root, a power of ten, with marks and unit."""
+    node = strip(node)
+    if node.op == "pow":
+        return all(part.op == "num" for part in node.args) and (
+            node.args[0].args[0] == 10 or node.args[1] == T.MINUS_ONE
+        )
+    if node.op == "fn":
+        return node.args[0] == "root" and all(part.op == "num" for part in node.args[1:])
+    if node.op == "mul":
+        parts = [strip(part) for part in node.args if strip(part) != T.MINUS_ONE]
+        plain = [part for part in parts if part.op in ("num", "dec")]
+        return len(plain) <= 1 and all(is_number(part) for part in parts)
+    return node.op in ("num", "dec", "const", "unit", "pct", "deg", "text", "based")
+
+
+def _letters_as_units(node: Node) -> Node | None:
+    """`9.8 m/s^2`, `2 h` typed without \\text, where the gold has no letters: then these are units."""
+    if node.op in ("mul", "pow", "paren"):
+        parts = [_letters_as_units(arg) if isinstance(arg, Node) else arg for arg in node.args]
+        return None if any(part is None for part in parts) else T.rebuild(node, parts)
+    if node.op == "sym":
+        return Node("unit", (node.args[0],)) if node.args[0] in LETTER_UNITS else None
+    return node if not symbols(node) else None
+
+
+def _combination(node: Node) -> Node:
+    """C(10,3), C_{10}^{3}: a number of combinations."""
+    if node.op == "mul" and len(node.args) == 2 and node.args[0] == Node("sym", ("C",)):
+        pair = node.args[1]
+        if pair.op == "tuple" and len(pair.args) == 4 and all(part.op == "num" for part in pair.args[2:]):
+            return Node("fn", ("binom", *pair.args[2:]))
+    if node.op == "pow" and node.args[0].op == "sym" and node.args[1].op == "num":
+        name = str(node.args[0].args[0])
+        if name.startswith("C_") and name[2:].isdigit() and len(name) < 8:
+            return Node("fn", ("binom", T.num(int(name[2:])), node.args[1]))
+    return node
+
+
+_CONSTANTS_OF_INTEGRATION = {"C", "c", "K", "k"}
+
+
+def _same_letters(gold: Node, answer: Node) -> Node:
+    """The answer with i for j, e for E, or with another letter for the constant of integration, as the gold has it."""
+    for constant, letter in ((IMAGINARY, Node("sym", ("j",))), (EULER, Node("sym", ("E",)))):
+        here, there = list(T.walk(gold)), list(T.walk(answer))
+        if constant in here and letter in there and letter not in here and (constant not in there or letter.args[0] == "E"):
+            answer = T.substitute(answer, letter, constant)
+        elif letter in here and constant in there and letter not in there:
+            answer = T.substitute(answer, constant, letter)
+    mine, theirs = (_constant_of(node) for node in (gold, answer))
+    if mine is not None and theirs is not None and mine != theirs and mine.args[0] not in symbols(answer):
+        answer = T.substitute(answer, theirs, mine)
+    return answer
+
+
+def _constant_of(node: Node) -> Node | None:
+    """The letter C of `… + C`, when it stands nowhere else."""
+    found = [part for part in node.args if part.op == "sym"] if node.op == "add" else []
+    found = [part for part in found if part.args[0] in _CONSTANTS_OF_INTEGRATION]
+    return found[0] if len(found) == 1 and sum(part == found[0] for part in T.walk(node)) == 1 else None
+
+
 def _without_modulus(node: Node, other: Node) -> Node:
-    """`3 (mod 7)` as 3, where the other side leaves the modulus out."""
+    """`3 (mod 7)` as 3, where the other side leaves the modulus out; `3 mod 7` as `3 (mod 7)`, where it does
+    not."""
     if node.op == "fn" and node.args[0] == "pmod" and other.op != "fn":
         return strip(node.args[1])
+    if node.op == "fn" and node.args[0] == "mod" and other.op == "fn" and other.args[0] == "pmod":
+        return Node("fn", ("pmod", *node.args[1:]))
     return node
 
 
@@ -76,6 +155,9 @@ def same_number(gold: Node, answer: Node, policy: Policy) -> str | None:
     a, b = normal(gold), normal(answer)
     if a == b:
         return "the same form"
+    if "big" in ops(gold) | ops(answer):
+        gold, answer = carry_out(gold), carry_out(answer)
+    gold, answer = _as_decimal(gold), _as_decimal(answer)
     try:
         return _same_rational(gold, answer, policy)
     except (NotRational, TooBig, ZeroDivisionError):
@@ -91,17 +173,30 @@ def same_number(gold: Node, answer: Node, policy: Policy) -> str | None:
     try:
         return _same_numeric(gold, answer, policy)
     except NO_VALUE:
-        return None
+        return "equal to twelve digits" if same_estimate(gold, answer) else None
+
+
+def _as_decimal(node: Node) -> Node:
+    """2.5 times a power of ten is a decimal with as many digits as were typed."""
+    if node.op != "mul" or len(node.args) != 2 or node.args[0].op != "dec" or node.args[1].op != "pow":
+        return node
+    base, exponent = node.args[1].args
+    if base != T.num(10) or exponent.op != "num" or exponent.args[0].denominator != 1:
+        return node
+    shift = int(exponent.args[0])
+    if abs(shift) > 400:
+        return node
+    value, digits, decimals = node.args[0].args
+    return Node("dec", (value * Fraction(10) ** shift, digits, decimals - shift))
 
 
 def _same_rational(gold: Node, answer: Node, policy: Policy) -> str | None:
     a, b = rational(gold), rational(answer)
     if a == b:
         return "equal as exact numbers"
-    if "dec" in (gold.op, answer.op):
-        fine = min(node.args[1] if node.op == "dec" else 99 for node in (gold, answer)) >= 12
-        if fine and abs(a - b) <= abs(a) / 10**12:
-            return "equal to twelve digits"
+    for node, true, value in ((answer, a, b), (gold, b, a)):
+        if node.op == "dec" and double_noise(true, value, node.args[1]):
+            return "equal in double precision"
     return _by_rounding(gold, answer, policy)
 
 
@@ -109,11 +204,13 @@ def _by_rounding(gold: Node, answer: Node, policy: Policy) -> str | None:
     if symbols(gold) or symbols(answer):
         return None
     try:
+        if policy.tolerance and gold.op == "dec" and within(answer, gold.args[0], policy.tolerance):
+            return "within the policy's tolerance"
         if gold.op == "dec" and answer.op != "dec" and _enough(gold, policy.rounded_gold_digits):
             if not _terminates(answer) and rounds_to(answer, gold):
                 return "rounds to the decimal gold"
         if answer.op == "dec" and gold.op != "dec" and _enough(answer, policy.decimal_answer_digits):
-            if rounds_to(gold, answer):
+            if not _terminates(gold) and rounds_to(gold, answer):
                 return "a rounding of the exact gold"
     except NO_VALUE:
         return None

@@ -12,13 +12,13 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+from onebase.verifiers.math_budget import spend
 from onebase.verifiers.math_exact import TooBig, based_value
 from onebase.verifiers.math_tree import Node, num, ops, substitute, symbols, walk
 
 _local = threading.local()
 _MAX_BITS = 1_000_000
 _MAX_TERMS = 400
-_BUDGET = 4_000  # node visits for one evaluation
 
 
 class NoValue(ValueError):
@@ -42,12 +42,10 @@ class Evaluator:
         self.mp = context()
         self.mp.dps = digits
         self.point, self.natural_log = point, natural_log
-        self.visits = 0
+        self.cost = 2 if digits <= 60 else 4
 
     def value(self, node: Node) -> Any:
-        self.visits += 1
-        if self.visits > _BUDGET:
-            raise TooBig("too many operations")
+        spend(self.cost)
         op, args = node
         if op in ("num", "dec"):
             return self.mp.mpf(args[0].numerator) / args[0].denominator
@@ -97,7 +95,8 @@ class Evaluator:
             if self.mp.re(exponent) <= 0:
                 raise NoValue("power of zero")
             return self.mp.mpf(0)
-        self.check(abs(exponent) * (abs(self.mp.log(abs(base), 2)) + 5))
+        spend(10 * self.cost)
+        self.check(abs(exponent * self.mp.log(abs(base), 2)))
         if self.mp.im(base) == 0 and self.mp.re(base) < 0:
             odd = _odd_fraction(exponent_node)
             if odd is not None:  # the real root, as school and most models write it
@@ -115,6 +114,7 @@ class Evaluator:
         if name == "root":
             return self.root(*nodes)
         values = [self.value(node) for node in nodes]
+        spend(self.cost * (25 if name not in _GROWING else int(self.mp.dps) * (3 if name == "binom" else 1)))
         for value in values:
             self.check(abs(value) if name in _GROWING else self.mp.log(abs(value) + 1, 2) * 1000)
         function = _TABLE.get(name)
@@ -143,12 +143,11 @@ class Evaluator:
         cells = [self.value(cell) for cell in node.args[1:]]
         return self.mp.det(self.mp.matrix([cells[i : i + columns] for i in range(0, len(cells), columns)]))
 
-    def big(self, kind: str, low: Node, high: Node, body: Node) -> Any:
+    def big(self, kind: str, low: Node, high: Node, body: Node, index: Node) -> Any:
         """A sum or product with integer ends, term by term."""
         if kind not in ("sum", "prod") or low.op != "rel" or low.args[0] != ("=",):
             raise NoValue(kind)
-        index, start = low.args[1], self.value(low.args[2])
-        end = self.value(high)
+        start, end = self.value(low.args[2]), self.value(high)
         if index.op not in ("sym", "const") or not self.mp.isint(start) or not self.mp.isint(end):
             raise NoValue(kind)
         if end - start > _MAX_TERMS:
@@ -246,16 +245,24 @@ def _points(names: list[str], signed: bool) -> list[dict[str, Any]]:
     return points
 
 
+def _counts(node: Node) -> bool:
+    """Whether a symbol counts terms, so that only whole numbers make sense for it."""
+    return any(p.op == "big" and p.args[0] in ("sum", "prod") and symbols(p) for p in walk(node))
+
+
 def same_function(left: Node, right: Node, natural_log: bool = True, digits: int = 20) -> bool:
     """Equality of two expressions in free symbols at seeded points.  Symbols are positive unless a modulus, a
     sign or an even root of a square shows that the author meant both signs.  NoValue when too few points
     decide."""
     names = sorted(symbols(left) | symbols(right))
+    whole = _counts(left) or _counts(right)
     signed = _cares_for_sign(left) or _cares_for_sign(right)
     mp = context()
     mp.dps = 30
     judged = 0
-    for point in _points(names, signed):
+    for number, point in enumerate(_points(names, signed)):
+        if whole:
+            point = {name: mp.mpf(2 + (3 * number + at) % 7) for at, name in enumerate(names)}
         values = []
         for node in (left, right):
             try:

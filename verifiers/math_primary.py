@@ -7,12 +7,17 @@ from fractions import Fraction
 
 from onebase.verifiers import math_commands, math_grammar
 from onebase.verifiers import math_tree as T
-from onebase.verifiers.math_cursor import CONSTANTS, Cursor, name_of
+from onebase.verifiers.math_cursor import CONSTANTS, GREEK, Cursor, name_of
 from onebase.verifiers.math_lex import FUNCTIONS, Token, Unreadable
 from onebase.verifiers.math_text import normal_text
 from onebase.verifiers.math_tree import Node
 
-_HEDGE = re.compile(r"\b(?:not|never|maybe|perhaps|possibly|wrong|incorrect|except|other)\b|n't\b", re.I)
+_HEDGE = re.compile(
+    r"\b(?:not|never|maybe|perhaps|possibly|wrong|incorrect|except|other|but|if|unless|between|either|neither|nor|any\s*of|"
+    r"otherwise|instead|almost|nearly|(?:more|less|fewer|greater|larger|smaller|higher|lower|other)\s*than|"
+    r"(?:at|no)\s*(?:least|most|more|less)|or\s+(?:so|more|less)|one\s*of|up\s*to|guess|could|might|may|then)\b|n't\b",
+    re.I,
+)
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8"}
 _BASES |= {"nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}
 _OPEN = {"(": ")", "[": "]", "{": "}"}
@@ -21,17 +26,17 @@ _OPEN = {"(": ")", "[": "]", "{": "}"}
 def power(c: Cursor) -> Node:
     with c.deeper():
         base = postfix(c, primary(c))
-        while c.key() in ("^", "'"):
-            if c.next().value == "'":
-                base = Node("sym", (name_of(base) + "'",))
-                continue
-            base = _raise(c, base)
-        return postfix(c, base)
+        for _ in range(12):
+            if c.key() not in ("^", "'"):
+                return base
+            base = _raise(c, base) if c.next().value == "^" else Node("sym", (name_of(base) + "'",))
+            base = postfix(c, base)
+        raise Unreadable("too many marks after one another")
 
 
 def _raise(c: Cursor, base: Node) -> Node:
     key = c.key()
-    if key in ("cmd circ", "cmd degree"):
+    if key in ("cmd circ", "cmd degree") or (key == "word o" and base.op in ("num", "dec")):
         c.next()
         return T.mul(base, Node("deg"))
     if key in ("cmd prime", "op *", "cmd ast", "cmd dagger", "cmd star"):
@@ -41,7 +46,19 @@ def _raise(c: Cursor, base: Node) -> Node:
         c.position += 3
         mark = c.tokens[c.position - 2].value
         return T.mul(base, Node("deg")) if mark == "circ" else Node("sym", (name_of(base) + "'",))
+    if (side := _side(c)) is not None:
+        return Node("fn", (side, base))
     return T.power(base, exponent(c))
+
+
+def _side(c: Cursor) -> str | None:
+    """`3^+` and `3^{-}`: from above or from below, in a limit."""
+    braced = c.key() == "{" and c.key(2) == "}"
+    sign, after = (c.key(1), c.key(3)) if braced else (c.key(), c.key(1))
+    if sign not in ("op +", "op -") or not (braced or after in ("}", "end")):
+        return None
+    c.position += 3 if braced else 1
+    return "above" if sign == "op +" else "below"
 
 
 def exponent(c: Cursor) -> Node:
@@ -75,10 +92,11 @@ def postfix(c: Cursor, node: Node) -> Node:
 
 
 def _subscript(c: Cursor, node: Node) -> Node:
-    label = _raw_group(c)
+    label = _raw_group(c).strip("()")
     label = _BASES.get(label, label)
-    if node.op == "num" and label.isdigit() and node.args[0].denominator == 1 and node.args[0] >= 0:
-        return Node("based", (str(node.args[0]), int(label[:6])))
+    digits = node.args[0] if node.op == "paren" else node
+    if digits.op == "num" and label.isdigit() and digits.args[0].denominator == 1 and digits.args[0] >= 0:
+        return Node("based", (str(digits.args[0]), int(label[:6])))
     return Node("sym", (f"{name_of(node)}_{label}",))
 
 
@@ -122,22 +140,7 @@ def primary(c: Cursor) -> Node:
 
 
 def _word(c: Cursor, name: str) -> Node:
-    if name in (
-        "alpha",
-        "beta",
-        "gamma",
-        "theta",
-        "phi",
-        "lambda",
-        "omega",
-        "mu",
-        "sigma",
-        "delta",
-        "rho",
-        "tau",
-    ):
-        return Node("sym", (name,))
-    if name == "epsilon":
+    if name in GREEK - {"pi"} or name.startswith("unit "):
         return Node("sym", (name,))
     if name in CONSTANTS and name not in ("O", "Re"):
         return Node("const", (CONSTANTS[name],))
@@ -145,9 +148,7 @@ def _word(c: Cursor, name: str) -> Node:
         return Node("const", (name.lower(),))
     if name in FUNCTIONS:
         return math_commands.function(c, name)
-    if len(name) == 1 or c.previous().kind == "word":
-        return Node("sym", (name,))
-    raise Unreadable(f"unknown word {name!r}")
+    return Node("sym", (name,))
 
 
 def _bracket(c: Cursor, opening: str) -> Node:
@@ -161,8 +162,10 @@ def _bracket(c: Cursor, opening: str) -> Node:
     if opening not in _OPEN:
         raise Unreadable(f"unexpected {opening!r}")
     if opening == "{":
-        return _braces(c)
-    return _enclosed(c, opening, (")", "]", "["))
+        builder = c.peek().kind == "word" and c.key(1) in ("|", "cmd mid")
+        return brace_set(c, "}") if builder else _braces(c)
+    nested = opening == "[" and c.key() == "["  # [[1, 2], [3, 4]]
+    return _enclosed(c, opening, ("]",) if nested else (")", "]", "["))
 
 
 def _enclosed(c: Cursor, opening: str, closers: tuple[str, ...]) -> Node:
@@ -183,6 +186,9 @@ def _enclosed(c: Cursor, opening: str, closers: tuple[str, ...]) -> Node:
     if inner is None:
         return Node("tuple", (opening, closing))
     if inner.op == "list":
+        if opening == "[" and all(row.op == "tuple" and row.args[:2] == ("[", "]") for row in inner.args):
+            if len(width := {len(row.args) - 2 for row in inner.args}) == 1:  # [[1, 2], [3, 4]]
+                return Node("matrix", (*width, *(cell for row in inner.args for cell in row.args[2:])))
         return Node("tuple", (opening, closing, *inner.args))
     if comma:
         return Node("tuple", (opening, closing, inner))
@@ -199,13 +205,18 @@ def _braces(c: Cursor) -> Node:
             c.next()
             c.in_set = saved
             return Node("list", ())
-        inner = math_grammar.items(c, ("}",))
+        inner = math_grammar.items(c, ("}", "cmd over", "cmd choose"))
+        if (key := c.key()) != "}":
+            c.next()
+            below = math_grammar.items(c, ("}",))
+            inner = T.div(inner, below) if key == "cmd over" else Node("fn", ("binom", inner, below))
         c.take("}")
     c.in_set = saved
     return inner
 
 
 def brace_set(c: Cursor, closing: str) -> Node:
+    """{1, 2}, {} or {x | x > 2}; of the last, the condition alone when it is about a bare name."""
     saved, c.in_set = c.in_set, True
     closers = (closing, f"cmd {closing}")
     with c.deeper():
@@ -213,19 +224,22 @@ def brace_set(c: Cursor, closing: str) -> Node:
             c.next()
             c.in_set = saved
             return Node("const", ("empty",))
-        inner = math_grammar.items(
-            c, (*closers, "|", "cmd mid", "op :", "cmd lvert", "cmd rvert", "cmd colon")
-        )
+        bars = ("|", "cmd mid", "op :", "cmd lvert", "cmd rvert", "cmd colon")
+        inner = math_grammar.items(c, (*closers, *bars))
+        condition = None
         if c.key() not in closers:
             c.next()
             c.in_set = False
-            inner = math_grammar.items(c, closers)
-            c.next()
-            c.in_set = saved
-            return inner
+            condition = math_grammar.items(c, closers)
         c.next()
     c.in_set = saved
-    return Node("set", inner.args if inner.op == "list" else (inner,))
+    if condition is None:
+        return Node("set", inner.args if inner.op == "list" else (inner,))
+    if condition.op == "list" and len(condition.args) == 2:
+        condition = Node("both", condition.args)
+    reals = inner.op == "rel" and inner.args[0] == ("in",) and inner.args[2] == Node("const", ("R",))
+    name = inner.args[1] if reals else inner
+    return condition if name.op == "sym" else Node("builder", (inner, condition))
 
 
 def bars(c: Cursor, kind: str) -> Node:

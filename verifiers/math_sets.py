@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from onebase.verifiers import math_tree as T
 from onebase.verifiers.math_exact import TooBig
-from onebase.verifiers.math_numeric import NoValue, close, constant_value, context
+from onebase.verifiers.math_numeric import Evaluator, NoValue, close, constant_value, context
+from onebase.verifiers.math_symbolic import NotSymbolic, real_roots
 from onebase.verifiers.math_tree import Node, substitute, symbols
 from onebase.verifiers.math_values import strip
 
@@ -40,6 +41,16 @@ def to_set(node: Node) -> list[Interval]:
     return _merge(_intervals(strip(node)))
 
 
+def operand(node: Node) -> list[Interval]:
+    """A set to be joined or cut; there {1,2} may be typed without backslashes, and one number is a point."""
+    node = strip(node)
+    if node.op in ("num", "dec"):
+        return [Interval(_number(node), True, _number(node), True)]
+    if node.op == "list" and not any(p.op in ("tuple", "set", "rel") for p in map(strip, node.args)):
+        return _merge([Interval(point, True, point, True) for point in map(_number, node.args)])
+    return to_set(node)
+
+
 def _intervals(node: Node) -> list[Interval]:
     node = strip(node)
     inf = context().inf
@@ -60,22 +71,39 @@ def _intervals(node: Node) -> list[Interval]:
         for part in node.args[1:]:
             met = _intersect(met, to_set(part))
         return met
-    if node.op == "union" or (
-        node.op == "list" and all(strip(p).op in ("tuple", "set", "rel") for p in node.args)
-    ):
-        return [interval for part in node.args for interval in _intervals(part)]
-    if node.op == "both":  # "x < 1 and x > 5" is loose speech for a union when the two never meet
-        met = _intersect(to_set(node.args[0]), to_set(node.args[1]))
+    if node.op == "both" or (node.op == "list" and all(_order(p) for p in node.args)):
+        # "x > 1 and x < 5" is both; "x < 1, x > 5", which never meet, is loose speech for either
+        met = to_set(node.args[0])
+        for part in node.args[1:]:
+            met = _intersect(met, to_set(part))
         return met or [interval for part in node.args for interval in _intervals(part)]
+    if node.op == "union":
+        return [interval for part in node.args for interval in operand(part)]
+    if node.op == "list" and all(strip(p).op in ("tuple", "set", "rel") for p in node.args):
+        return [interval for part in node.args for interval in _intervals(part)]
+    if node.op == "add" and len(node.args) == 2 and (taken := _taken_away(node.args[1])) is not None:
+        return _intersect(to_set(node.args[0]), _complement(to_set(taken)))  # R - {3}
     if node.op == "inter":
-        return _intersect(to_set(node.args[0]), to_set(node.args[1]))
+        return _intersect(operand(node.args[0]), operand(node.args[1]))
     if node.op == "minus":
-        return _intersect(to_set(node.args[0]), _complement(to_set(node.args[1])))
+        return _intersect(operand(node.args[0]), _complement(operand(node.args[1])))
     if node.op == "rel" and node.args[0] == ("in",):
         return _intervals(node.args[2])
+    if node.op == "rel" and node.args[0] == ("notin",):
+        return _complement(operand(node.args[2]))
     if node.op == "rel" and set(node.args[0]) <= ORDER:
         return _solve_chain(node)
     raise NotASet(node.op)
+
+
+def _order(node: Node) -> bool:
+    return node.op == "rel" and set(node.args[0]) <= ORDER - {"!="}
+
+
+def _taken_away(node: Node) -> Node | None:
+    """The set in `- {3}`."""
+    set_of = node.args[1] if node.op == "mul" and node.args[0] == T.MINUS_ONE and len(node.args) == 2 else None
+    return set_of if set_of is not None and set_of.op in ("set", "tuple", "list") else None
 
 
 def _interval(node: Node) -> Interval:
@@ -84,6 +112,26 @@ def _interval(node: Node) -> Interval:
     if a > b:
         raise NotASet("ends in the wrong order")
     return Interval(a, opening == "[", b, closing == "]")
+
+
+def _polynomial(name: str, difference: Node, unknown: Node) -> list[Interval]:
+    """The solutions of polynomial <name> 0, from its real roots (sympy, of bounded degree) and its sign between
+    them.  Only reached where a relation may be left to be solved."""
+    mp = context()
+    try:
+        roots = [mp.mpf(text) for text, _ in real_roots(difference, str(unknown.args[0]))]
+    except NotSymbolic as error:
+        raise NotASet("no polynomial") from error
+    mp.dps = 60
+    ends = [-mp.inf, *roots, mp.inf]
+    found = [Interval(root, True, root, True) for root in roots if name in ("<=", ">=")]
+    for low, high in zip(ends[:-1], ends[1:], strict=True):
+        inside = high - 1 if mp.isinf(low) else low + 1 if mp.isinf(high) else (low + high) / 2
+        inside = mp.mpf(0) if mp.isinf(inside) else inside
+        sign = mp.sign(Evaluator(60, {unknown.args[0]: inside}).value(difference))
+        if (name == "!=" and sign != 0) or (sign < 0 if name in ("<", "<=") else name != "!=" and sign > 0):
+            found.append(Interval(low, False, high, False))
+    return _merge(found)
 
 
 def _solve_chain(node: Node) -> list[Interval]:
@@ -118,7 +166,7 @@ def _affine(name: str, difference: Node, unknown: Node) -> list[Interval]:
     slope = values[1] - values[0]
     for point, value in zip((2, 5), values[2:], strict=True):
         if not close(value, values[0] + slope * point, 40) and abs(value - values[0] - slope * point) > 1e-40:
-            raise NotASet("not affine")
+            return _polynomial(name, difference, unknown)
     if abs(slope) < 1e-40:
         raise NotASet("no slope")
     root, inf = -values[0] / slope, context().inf

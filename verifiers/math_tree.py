@@ -7,12 +7,13 @@ based          (digits, base)
 sym const      (name,)        const: pi e i inf dots R N Z Q C empty
 add mul pow    nodes          a - b is add(a, mul(-1, b)), a / b is mul(a, pow(b, -1))
 fn             (name, *nodes)
-big            (kind, text of the index, body, low, high)   sum prod int lim
+big            (kind, low, high, body, index)   sum prod int lim diff; what is absent is an empty text
 pm mp          ()             a sign, as a factor
 paren          (node,)        round brackets, kept because f(x) is a name and 2(x) is not
 pct deg unit   (), (), (name,)  factors
 tuple          (open, close, *nodes)
 set list       nodes          list: separated by commas, "and", "or", without brackets
+builder        (node, node)   {2n | n in Z}; about a bare name it is the condition alone
 union inter minus  nodes
 both           (rel, rel)     two inequalities joined by "and"
 rel            ((operators), *nodes)   a chain: a < b <= c
@@ -27,12 +28,15 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+from onebase.verifiers.math_budget import spend
+
 
 class Node(NamedTuple):
     op: str
     args: tuple[Any, ...] = ()
 
     def __repr__(self) -> str:
+        spend()
         return f"{self.op}({', '.join(map(str, self.args))})"
 
 
@@ -84,6 +88,7 @@ def walk(node: Node) -> Iterator[Node]:
     stack = [node]
     while stack:
         top = stack.pop()
+        spend()
         yield top
         stack.extend(arg for arg in top.args if isinstance(arg, Node))
 
@@ -93,7 +98,14 @@ def ops(node: Node) -> set[str]:
 
 
 def symbols(node: Node) -> set[str]:
-    return {part.args[0] for part in walk(node) if part.op == "sym"}
+    """The free symbols: the index of a sum or integral is none."""
+    spend()
+    if node.op == "sym":
+        return {node.args[0]}
+    found: set[str] = set()
+    for child in children(node):
+        found |= symbols(child)
+    return found - symbols(node.args[4]) if node.op == "big" else found
 
 
 def rebuild(node: Node, args: list[Any]) -> Node:
@@ -101,6 +113,7 @@ def rebuild(node: Node, args: list[Any]) -> Node:
 
 
 def substitute(node: Node, old: Node, new: Node) -> Node:
+    spend()
     if node == old:
         return new
     if not any(isinstance(arg, Node) for arg in node.args):
@@ -111,8 +124,11 @@ def substitute(node: Node, old: Node, new: Node) -> Node:
 def normal(node: Node) -> Node:
     """A form in which order and nesting of sums and products no longer matter; cheap, proves equality
     only."""
+    spend(2)
     if node.op == "paren":
         return normal(node.args[0])
+    if node.op == "big":
+        node = _bound(node)
     args = [normal(arg) if isinstance(arg, Node) else arg for arg in node.args]
     if node.op == "dec":
         return num(node.args[0])
@@ -127,6 +143,15 @@ def normal(node: Node) -> Node:
     return rebuild(node, args)
 
 
+def _bound(node: Node) -> Node:
+    """A sum, integral or limit with its index renamed by depth, so that only its role counts."""
+    index = node.args[4]
+    if index.op != "sym":
+        return node
+    depth = sum(part.op == "big" for part in walk(node.args[3]))
+    return substitute(node, index, Node("sym", (f"bound {depth}",)))
+
+
 def _fold(op: str, args: list[Node]) -> Node:
     start = Fraction(0 if op == "add" else 1)
     total, rest = start, []
@@ -139,7 +164,7 @@ def _fold(op: str, args: list[Node]) -> Node:
             total = total + part.args[0] if op == "add" else total * part.args[0]
         else:
             rest.append(part)
-    if op == "mul" and total == 0 and not any(part.op in ("unit", "pct", "deg", "text") for part in rest):
+    if op == "mul" and total == 0 and all(part.op in ("sym", "const") and part != INF for part in rest):
         return ZERO
     if total != start or not rest:
         rest.append(num(total))

@@ -53,6 +53,8 @@ _UNITS: dict[str, tuple[str, F]] = {
 # Shorter names than these are read as units only inside \text{…} or \mathrm{…}: in a formula `5m` is 5 times
 # m.
 _SHORT_PLAIN = {"cm", "mm", "km", "kg", "mg", "ml", "mL", "ft", "lb", "lbs", "oz", "hr", "hrs", "yd", "mi"}
+# Single letters that are read as units beside a number when the gold has no letters at all.
+LETTER_UNITS = {"m", "s", "h", "g", "L", "N", "J", "W", "V"}
 COUNT_WORDS = {"unit", "units", "square", "cubic", "sq", "cu", "per"}
 
 

@@ -8,8 +8,17 @@ from fractions import Fraction
 from itertools import product
 
 from onebase.verifiers import math_tree as T
+from onebase.verifiers.math_budget import spend
 from onebase.verifiers.math_exact import NotRational, TooBig, rational
-from onebase.verifiers.math_numeric import NoValue, close, constant_value, is_constant, same_constant
+from onebase.verifiers.math_numeric import (
+    NoValue,
+    as_fraction,
+    close,
+    constant_value,
+    context,
+    is_constant,
+    same_constant,
+)
 from onebase.verifiers.math_tree import Node, ops
 from onebase.verifiers.math_units import COUNT_WORDS, unit_of
 
@@ -32,20 +41,33 @@ def strip(node: Node) -> Node:
     while True:
         if node.op == "paren" or (node.op == "list" and len(node.args) == 1):
             node = node.args[0]
-        elif node.op in ("add", "mul") and any(part.op == "matrix" for part in node.args):
+        elif node.op in ("add", "mul", "pow") and "matrix" in ops(node):
             combined = matrix_value(node)
             if combined is None:
                 return node
             node = combined
+        elif node.op == "pow" and node.args[0].op == "tuple" and node.args[1] in _TRANSPOSES:
+            node = node.args[0]
+        elif node.op == "mul" and len(node.args) == 2 and node.args[0].op == "text" and _labelled(node.args[1]):
+            node = node.args[1]  # the origin (0,0)
         elif node.op == "tuple" and len(node.args) == 3 and strip(node.args[2]).op == "matrix":
             node = node.args[2]
         else:
             return node
 
 
+_STRUCTURES = {"tuple", "matrix", "set", "union"}
+_TRANSPOSES = (Node("sym", ("T",)), Node("sym", ("t",)), Node("sym", ("top",)))
+
+
+def _labelled(node: Node) -> bool:
+    return (node.args[0] if node.op == "paren" else node).op in _STRUCTURES
+
+
 def matrix_value(node: Node) -> Node | None:
-    """A sum or product in which matrices take part, carried out entry by entry; None when the shapes do not
-    fit."""
+    """A sum, product, power or transpose of matrices, carried out; None when the shapes do not fit."""
+    if node.op == "pow":
+        return _matrix_power(strip(node.args[0]), node.args[1])
     parts = [strip(part) for part in node.args]
     total = parts[0]
     for part in parts[1:]:
@@ -64,6 +86,20 @@ def matrix_value(node: Node) -> Node | None:
     return total if total.op == "matrix" else None
 
 
+def _matrix_power(matrix: Node, exponent: Node) -> Node | None:
+    if matrix.op != "matrix":
+        return None
+    columns, cells = matrix.args[0], matrix.args[1:]
+    if exponent in _TRANSPOSES:
+        return Node("matrix", (len(cells) // columns, *(cells[i] for j in range(columns) for i in range(j, len(cells), columns))))
+    if exponent.op != "num" or exponent.args[0] not in (1, 2, 3, 4):
+        return None
+    total: Node | None = matrix
+    for _ in range(int(exponent.args[0]) - 1):
+        total = _multiply_matrices(total, matrix) if total is not None else None
+    return total
+
+
 def _add_matrices(left: Node, right: Node) -> Node | None:
     if left.args[0] != right.args[0] or len(left.args) != len(right.args):
         return None
@@ -77,6 +113,7 @@ def _multiply_matrices(left: Node, right: Node) -> Node | None:
     if (len(right.args) - 1) // columns != inner or rows * columns * inner > 512:
         return None
     a, b = left.args[1:], right.args[1:]
+    spend(2 * rows * columns * inner)
     cells = [
         T.add(*(T.mul(a[i * inner + k], b[k * columns + j]) for k in range(inner)))
         for i in range(rows)
@@ -106,6 +143,8 @@ def is_name(node: Node, lenient: bool) -> bool:
         return lenient and is_name(node.args[0], lenient) and node.args[1].op == "num"
     if node.op in ("ratio", "tuple", "list", "paren"):
         return all(is_name(part, lenient) for part in T.children(node))
+    if node.op == "big" and node.args[0] == "diff":
+        return is_name(node.args[3], lenient)
     if node.op == "fn":
         return node.args[0] != "root" and all(is_name(part, lenient) for part in T.children(node))
     return lenient and node.op == "add" and all(is_name(_unsigned(part), lenient) for part in node.args)
@@ -123,6 +162,11 @@ def item(node: Node, lenient: bool) -> Item:
     if node.op != "rel":
         return Item(node)
     names, terms = node.args[0], list(node.args[1:])
+    if names == ("==",) and terms[1].op == "fn" and terms[1].args[0] == "pmod":
+        return Item(terms[1], terms[0])
+    if terms[0].op == "mul" and terms[0].args[0].op == "text" and len(terms[0].args) > 1:
+        terms[0] = T.mul(*terms[0].args[1:])  # "the line y = 2x + 1"
+        node = Node("rel", (names, *terms))
     if names == ("in",) and is_name(terms[0], True):
         return Item(strip(terms[1]), terms[0])
     if not set(names) <= {"=", "~"}:
@@ -165,11 +209,81 @@ def _check_chain(names: tuple[str, ...], terms: list[Node]) -> None:
             if name == "=":
                 true = same_exact(left, right) or _rounds(left, right)
             else:
-                true = close(constant_value(left), constant_value(right), 1)
+                true = _approximates(left, right)
         except (NoValue, TooBig, ZeroDivisionError):
             continue
         if not true:
             raise FalseChain(f"the chain states an untrue {'equation' if name == '=' else 'approximation'}")
+
+
+def is_solved(relation: Node) -> bool:
+    """`x = 2`, `x > 3`, `-1 < x <= 5`: one unknown, alone on its side of every sign (or with a minus or a
+    modulus), and nothing unknown on the others."""
+    if relation.op != "rel" or len(T.symbols(relation)) != 1:
+        return False
+    return all(
+        any(_alone(one) and not T.symbols(other) for one, other in ((left, right), (right, left)))
+        for left, right in zip(relation.args[1:-1], relation.args[2:], strict=True)
+    )
+
+
+def _alone(side: Node) -> bool:
+    side = _unsigned(strip(side))
+    side = side.args[1] if side.op == "fn" and side.args[0] == "abs" else side
+    return side.op != "add" and is_name(side, False)
+
+
+def all_solved(node: Node) -> bool:
+    """Whether no equation or inequality in a set or list of solutions is left to be solved."""
+    relations = [part for part in T.walk(node) if part.op == "rel" and not set(part.args[0]) & {"in", "notin"}]
+    return all(len(T.symbols(part)) != 1 or is_solved(part) for part in relations)
+
+
+def components(node: Node) -> list[Node] | None:
+    """Coefficients of the unit vectors i, j, k in a sum that is linear in them, else None."""
+    names = [Node("sym", (f"unit {letter}",)) for letter in "ijk"]
+    parts: list[list[Node]] = [[], [], []]
+    for term in node.args if node.op == "add" else (node,):
+        factors = _flat(strip(term))
+        at = next((i for i, name in enumerate(names) if name in factors), None)
+        if at is None:
+            return None
+        rest = [factor for factor in factors if factor != names[at]]
+        if len(rest) != len(factors) - 1 or any(name in T.walk(T.mul(*rest)) for name in names if rest):
+            return None
+        parts[at].append(T.mul(*rest) if rest else T.ONE)
+    return [T.add(*terms) if terms else T.ZERO for terms in parts]
+
+
+def compound(node: Node) -> Node:
+    """`1 hour and 30 minutes`: quantities of one kind in falling units are a sum, not a list."""
+    if node.op != "list" or not 2 <= len(node.args) <= 4:
+        return node
+    found = [quantity(part) for part in node.args]
+    kinds = [part.dimensions for part in found]
+    factors = [part.factor for part in found]
+    if not kinds[0] or any(kind != kinds[0] for kind in kinds) or sorted(set(factors), reverse=True) != factors:
+        return node
+    if any(part.number.op not in ("num", "dec") for part in found):
+        return node
+    return T.mul(
+        T.num(sum(part.number.args[0] * part.factor / factors[-1] for part in found)),
+        node.args[-1].args[-1] if node.args[-1].op == "mul" else node.args[-1],
+    )
+
+
+def _approximates(left: Node, right: Node) -> bool:
+    """Whether `left \\approx right` holds to within the last place that is typed, or to one percent."""
+    if right.op not in ("num", "dec") or (right.op == "num" and right.args[0].denominator != 1):
+        return close(constant_value(left), constant_value(right), 2)
+    if right.op == "dec":
+        places = right.args[2]
+    else:
+        digits = str(abs(right.args[0]))
+        places = len(digits.rstrip("0")) - len(digits) if right.args[0] else 0
+    true = as_fraction(constant_value(left))
+    difference = abs(true - right.args[0])
+    return difference < Fraction(10) ** -places or 100 * difference < abs(true)
 
 
 def same_exact(left: Node, right: Node) -> bool:
@@ -185,19 +299,33 @@ def _rounds(left: Node, right: Node) -> bool:
 
 
 def rounds_to(exact: Node, typed: Node) -> bool:
-    """Whether the decimal `typed` is `exact` rounded (or cut off) at its last digit."""
-    value, _, decimals = typed.args
+    """Whether the decimal `typed` is `exact` rounded at its last digit; cut off there is enough for one of
+    eight digits, and the last bits of a double for one as long as a double is printed."""
+    value, digits, decimals = typed.args
     try:
-        difference = abs(rational(exact) - value)
+        true = rational(exact)
     except (NotRational, TooBig):
-        from onebase.verifiers.math_numeric import as_fraction, context
-
         number = constant_value(exact)
         if abs(context().im(number)) > 1e-30:
             return False
-        difference = abs(as_fraction(number) - value)
+        true = as_fraction(number)
     unit = Fraction(1, 10**decimals) if decimals >= 0 else Fraction(10**-decimals)
-    return difference <= unit / 2 or (difference < unit and typed.args[1] >= 8)
+    difference = abs(true - value)
+    cut_off = digits >= 8 and difference < unit and abs(value) <= abs(true)
+    return difference <= unit / 2 or cut_off or double_noise(true, value, digits)
+
+
+def within(exact: Node, value: Fraction, share: float) -> bool:
+    """Whether a value lies within a share of another."""
+    number = constant_value(exact)
+    if abs(context().im(number)) > 1e-30:
+        return False
+    return abs(as_fraction(number) - value) <= abs(value) * Fraction(share)
+
+
+def double_noise(true: Fraction, value: Fraction, digits: int) -> bool:
+    """Whether `value` is `true` as double precision prints it after a few operations."""
+    return 15 <= digits <= 17 and abs(true - value) * (1 << 50) <= abs(true)
 
 
 def expand_signs(node: Node) -> list[Node]:
@@ -231,7 +359,7 @@ class Quantity:
     factor: Fraction = Fraction(1)
     percent: bool = False
     degrees: bool = False
-    words: bool = False
+    words: str = ""
 
 
 def quantity(node: Node) -> Quantity:
@@ -252,7 +380,7 @@ def quantity(node: Node) -> Quantity:
         elif part.op == "deg" and not found.degrees:
             found.degrees = True
         elif part.op == "text":
-            found.words = True
+            found.words += str(part.args[0])
         elif base.op == "unit":
             _add_unit(found, base.args[0], exponent)
         else:
@@ -290,7 +418,7 @@ def _add_unit(found: Quantity, name: str, exponent: Node) -> None:
         return
     known = unit_of(name)
     if known is None or exponent.op != "num" or exponent.args[0].denominator != 1:
-        found.words = True
+        found.words += name
         return
     times = int(exponent.args[0])
     for dimension, count in known[0].items():
