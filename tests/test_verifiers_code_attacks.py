@@ -219,6 +219,8 @@ def test_large_arguments(name):
 def test_nothing_is_left_over():
     """After hostile runs a right solution is still paid, and when the sandboxes are closed no process is
     left."""
+    close_all()
+    others = set(descendants(os.getpid()))  # of other tests: pools, Ray
     for name in (
         "child that outlives",
         "thread that outlives",
@@ -228,9 +230,9 @@ def test_nothing_is_left_over():
         attack(ATTACKS[name], tests=f"assert f(3) == {SECRET}")
     right = verify("```python\ndef f(x): return x\n```", "", tests="assert f(3) == 3")
     assert right.reward == 1.0
-    assert descendants(os.getpid())
+    assert set(descendants(os.getpid())) - others
     close_all()
-    assert not descendants(os.getpid())
+    assert not set(descendants(os.getpid())) - others
 
 
 def descendants(pid):
