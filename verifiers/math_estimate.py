@@ -14,7 +14,7 @@ from onebase.verifiers.math_numeric import Evaluator, NoValue, close, context
 from onebase.verifiers.math_tree import INF, Node, ops, symbols
 
 _DIGITS = 12
-_OPERATIONS = 6_000
+_OPERATIONS = 5_000
 _TERMS = 72
 
 
@@ -22,7 +22,8 @@ def same_estimate(left: Node, right: Node) -> bool:
     """Whether two constants, of which one holds an integral, limit or infinite sum, agree to twelve digits."""
     if symbols(left) or symbols(right) or "big" not in ops(left) | ops(right):
         return False
-    spend_extra()
+    if not spend_extra():
+        return False
     try:
         with budget(_OPERATIONS):
             b, a = _Estimator(25, {}).value(right), _Estimator(25, {}).value(left)  # the answer's first
