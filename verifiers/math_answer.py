@@ -32,7 +32,7 @@ from onebase.verifiers.math_text import (
     yes_or_no,
 )
 from onebase.verifiers.math_tree import Node, ops
-from onebase.verifiers.math_values import FalseChain
+from onebase.verifiers.math_values import FalseChain, all_solved
 
 INLINE = True
 _INTEGER = re.compile(r"-?\d{1,300}")
@@ -162,10 +162,17 @@ def _is_prose(text: str) -> bool:
 def compare(gold: Gold, text: str, policy: Policy) -> tuple[float, str]:
     """Reward and reason for an extracted answer against the gold."""
     try:
-        with budget(LIMITS.comparison_operations):
+        with budget(LIMITS.comparison_operations, _extras(gold, policy)):
             return _compare(gold, text, policy)
     except Exhausted:
         return 0.0, "takes more operations to compare than an answer is worth"
+
+
+def _extras(gold: Gold, policy: Policy) -> int:
+    """Dear steps are for golds that are themselves left unevaluated or unsolved, and for policies that allow
+    such answers; what a model writes cannot ask for them."""
+    asked = policy.unevaluated or policy.unsolved
+    return 2 if asked or any("big" in ops(node) or not all_solved(node) for node in gold.nodes) else 0
 
 
 def _compare(gold: Gold, text: str, policy: Policy) -> tuple[float, str]:

@@ -16,22 +16,19 @@ class Exhausted(Exception):
     """More operations than an answer is worth."""
 
 
-EXTRAS = 2  # dear steps (a call of sympy, a numeric estimate) that one budget has room for
-
-
 class _Purse(threading.local):
     left = 1 << 40  # outside of `budget`, where nothing bounds
-    extras = 0
+    extras = 0  # dear steps (a call of sympy, a numeric estimate) that there is room for
 
 
 _purse = _Purse()
 
 
 @contextmanager
-def budget(operations: int) -> Iterator[None]:
-    """Gives what runs inside its own number of operations; what is outside pays nothing for it."""
+def budget(operations: int, extras: int = 0) -> Iterator[None]:
+    """Gives what runs inside its own number of operations, and of dear steps; what is outside pays nothing."""
     before = _purse.left, _purse.extras
-    _purse.left, _purse.extras = operations, EXTRAS
+    _purse.left, _purse.extras = operations, extras
     try:
         yield
     finally:
@@ -44,10 +41,10 @@ def spend(operations: int = 1) -> None:
         raise Exhausted
 
 
-def spend_extra() -> None:
+def spend_extra() -> bool:
+    """Whether there was room for one more dear step."""
     _purse.extras -= 1
-    if _purse.extras < 0:
-        raise Exhausted
+    return _purse.extras >= 0
 
 
 def left() -> int:

@@ -140,7 +140,7 @@ def _arguments(c: Cursor, name: str) -> list[Node]:
         group = math_primary.primary(c)
         return list(group.args) if group.op in ("list", "set") else [group]
     factors: list[Node] = []
-    while c.starts_factor() and not (factors and _starts_new_argument(c)):
+    while c.starts_factor() and not (factors and (_starts_new_argument(c) or _differential(c))):
         factors.append(math_primary.power(c))
     if not factors:
         return [_signed_argument(c, name)]
@@ -152,6 +152,11 @@ def _signed_argument(c: Cursor, name: str) -> Node:
         c.next()
         return T.neg(math_primary.power(c))
     raise Unreadable(f"{name} of nothing")
+
+
+def _differential(c: Cursor) -> bool:
+    """dx in an integral is no part of sin x."""
+    return c.integral and c.key() == "word d" and c.peek(1).kind in ("word", "cmd")
 
 
 def _starts_new_argument(c: Cursor) -> bool:
@@ -186,7 +191,9 @@ def _big(c: Cursor, kind: str) -> Node:
         else:
             high = _limit(c)
     none = Node("text", ("",))
+    outside, c.integral = c.integral, c.integral or kind.endswith("int")
     body = math_grammar.sum_of(c) if kind.endswith("int") else product_body(c)
+    c.integral = outside
     index: Node = none
     if kind.endswith("int"):
         body, index = _integrand(body)

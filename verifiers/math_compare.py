@@ -95,16 +95,17 @@ def _against_single(
         return "the parts of the tuple in order" if same else None
     if kind == "set" and (not policy.singleton or EMPTY in (single[0].value, several[0].value)):
         return None
+    how = None
+    for one in several:
+        pair = (single[0], one) if gold_kind == "single" else (one, single[0])
+        if (how := _same_item(*pair, policy)) is not None:
+            break
     exact = replace(policy, percent="hundredth")  # 5% and 5 are two answers
-    distinct: list[Item] = []
-    for candidate in several:
-        if not any(
-            _same_item(known, candidate, exact) or _same_item(candidate, known, exact) for known in distinct
-        ):
-            distinct.append(candidate)
-        if len(distinct) > 1:
-            return None
-    return _same_item(single[0], distinct[0], policy) if distinct else None
+    alike = all(
+        one is two or _same_item(one, two, exact) or _same_item(two, one, exact)
+        for one, two in zip(several[:-1], several[1:], strict=True)
+    )
+    return how if how is not None and alike else None
 
 
 def _names_decide(golds: list[Item], answers: list[Item]) -> bool:

@@ -94,6 +94,7 @@ class Cursor:
         self.keys = [_key(token) for token in tokens]
         self.in_set = False  # inside {… | …}, where | and : divide name from condition
         self.bars = 0
+        self.integral = False  # after an integral sign, where dx ends an argument
         self.enclosed = 0  # inside round or square brackets, where [ may close as in [0,1[
 
     def peek(self, ahead: int = 0) -> Token:

@@ -42,7 +42,7 @@ class Evaluator:
         self.mp = context()
         self.mp.dps = digits
         self.point, self.natural_log = point, natural_log
-        self.cost = 2 if digits <= 60 else 4
+        self.cost = 1 if digits <= 30 else 2 if digits <= 60 else 4
 
     def value(self, node: Node) -> Any:
         spend(self.cost)

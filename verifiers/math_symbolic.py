@@ -92,7 +92,8 @@ def to_sympy(node: Node) -> Any:
     count = sum(1 for _ in T.walk(node))
     if count > _NODES:
         raise NotSymbolic("too large")
-    spend_extra()
+    if not spend_extra():
+        raise NotSymbolic("no room for another")
     return _to_sympy(node)
 
 
