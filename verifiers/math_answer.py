@@ -73,8 +73,8 @@ def verify(
 def gold_problem(
     answer: str = "", *, policy: Policy | dict[str, Any] | None = None, **row: Any
 ) -> str | None:
-    """Why a gold answer cannot be understood, or None: it is empty, too long or no expression, or it would not
-    be paid itself under the policy (an untrue chain, an unsolved form)."""
+    """Why a gold answer cannot be understood, or None: it is empty, too long or no expression, or it would
+    not be paid itself under the policy (an untrue chain, an unsolved form)."""
     chosen = make_policy(policy)
     gold = read_gold(str(answer))
     if isinstance(gold, str):

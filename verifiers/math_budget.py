@@ -26,7 +26,8 @@ _purse = _Purse()
 
 @contextmanager
 def budget(operations: int, extras: int = 0) -> Iterator[None]:
-    """Gives what runs inside its own number of operations, and of dear steps; what is outside pays nothing."""
+    """Gives what runs inside its own number of operations, and of dear steps; what is outside pays
+    nothing."""
     before = _purse.left, _purse.extras
     _purse.left, _purse.extras = operations, extras
     try:

@@ -20,7 +20,6 @@ from onebase.verifiers.math_cursor import (
 from onebase.verifiers.math_lex import Unreadable
 from onebase.verifiers.math_tree import Node
 
-
 FRACTIONS = {"frac", "dfrac", "tfrac", "cfrac", "sfrac", "nicefrac"}
 UNIT_VECTORS = (Node("const", ("i",)), Node("sym", ("j",)), Node("sym", ("k",)), Node("sym", ("i",)))
 _DIFFERENTIALS = (Node("sym", ("d",)), Node("sym", ("partial",)))
@@ -94,7 +93,7 @@ def _name(c: Cursor, name: str) -> Node:
     if name in COMMAND_FUNCTIONS and name not in ("mod", "Gamma"):
         return function(c, name)
     if name in ("angle", "triangle", "measuredangle", "Delta"):
-        parts = []
+        parts: list[str] = []
         while c.peek().kind == "word" and len(parts) < 4:  # \\angle ABC: the order of the letters counts
             parts.append(spell(math_primary.power(c)))
         return Node("sym", (f"{name} {''.join(parts)}".strip(),))

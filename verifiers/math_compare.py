@@ -43,7 +43,12 @@ def same_answer(gold: Node, answer: Node, policy: Policy) -> str | None:
     if (many := family(gold)) is not None and (others := family(answer, many)) is not None:
         return same_family(many, others)
     golds, gold_kind = _members(gold, False)
-    if answer.op == "tuple" and answer.args[0] == "[" and len(answer.args) > 4 and gold_kind in ("list", "set"):
+    if (
+        answer.op == "tuple"
+        and answer.args[0] == "["
+        and len(answer.args) > 4
+        and gold_kind in ("list", "set")
+    ):
         answer = Node("list", answer.args[2:])  # a Python list of three or more
     answers, answer_kind = _members(answer, True)
     if gold_kind == answer_kind == "single":
@@ -241,7 +246,9 @@ def _segment(node: Node) -> Node:
 
 def _is_function_of(node: Node) -> bool:
     node = strip(node)
-    return node.op == "mul" and len(node.args) == 2 and node.args[0].op == "sym" and node.args[1].op == "paren"
+    return (
+        node.op == "mul" and len(node.args) == 2 and node.args[0].op == "sym" and node.args[1].op == "paren"
+    )
 
 
 def _equation(entry: Item) -> Node:
@@ -326,8 +333,9 @@ def _same_components(gold: Node, answer: Node, policy: Policy) -> str | None:
     parts = components(sum_of)
     if parts is None or len(cells) not in (2, 3) or (len(cells) == 2 and parts[2] != T.ZERO):
         return None
-    pair = (cells, parts[: len(cells)]) if row is gold else (parts[: len(cells)], cells)
-    return "the same vector" if _all_same(*pair, policy) else None
+    here = parts[: len(cells)]
+    golds, answers = (cells, here) if row is gold else (here, cells)
+    return "the same vector" if _all_same(golds, answers, policy) else None
 
 
 def _column(node: Node) -> Node:
@@ -452,7 +460,7 @@ def _same_equation(gold: Node, answer: Node, policy: Policy) -> str | None:
     """Two equations whose differences of sides are constant multiples of each other."""
     if gold.op != "rel" or answer.op != "rel" or not {*gold.args[0], *answer.args[0]} <= {"=", "~"}:
         return None
-    if len(gold.args) != 3 or len(answer.args) != 3 :
+    if len(gold.args) != 3 or len(answer.args) != 3:
         return None
     if not policy.unsolved and is_solved(gold) and not is_solved(answer):
         return None

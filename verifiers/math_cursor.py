@@ -55,7 +55,22 @@ FACTOR_COMMANDS = (
         "lvert",
         "sum",
     }
-    | {"int", "prod", "lim", "boxed", "fbox", "root", "lbrace", "{", "langle", "prime", "|", "dollar", "sfrac", "nicefrac"}
+    | {
+        "int",
+        "prod",
+        "lim",
+        "boxed",
+        "fbox",
+        "root",
+        "lbrace",
+        "{",
+        "langle",
+        "prime",
+        "|",
+        "dollar",
+        "sfrac",
+        "nicefrac",
+    }
     | {*COMMAND_FUNCTIONS, *CONSTANTS, *NAMES, *DECORATIONS, *GREEK, *GREEK_ALIASES}
 )
 

@@ -1,7 +1,8 @@
 """Numeric estimates of what has no finite expression here: integrals, limits and infinite sums.
 
 Twelve digits, by quadrature, by two values close to the point, or by extrapolation, each under an operation
-budget of its own.  They serve a gold that is itself left unevaluated, and answers where the policy allows those.
+budget of its own.  They serve a gold that is itself left unevaluated, and answers where the policy allows
+those.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ _STEP = 1 / 16
 
 
 def same_estimate(left: Node, right: Node) -> bool:
-    """Whether two constants, of which one holds an integral, limit or infinite sum, agree to twelve digits."""
+    """Whether two constants, of which one holds an integral, limit or infinite sum, agree to twelve
+    digits."""
     if symbols(left) or symbols(right) or "big" not in ops(left) | ops(right):
         return False
     if not spend_extra():
@@ -37,7 +39,8 @@ def same_estimate(left: Node, right: Node) -> bool:
 
 @lru_cache(maxsize=4)
 def _nodes(left_infinite: bool, right_infinite: bool) -> list[tuple[int, Any, Any]]:
-    """Number, point and weight of each step of the double exponential rule for [0, 1], [0, inf) or the line."""
+    """Number, point and weight of each step of the double exponential rule for [0, 1], [0, inf) or the
+    line."""
     mp = context()
     nodes = []
     with mp.workdps(30):
@@ -77,8 +80,8 @@ class _Estimator(Evaluator):
             raise TooBig("magnitude")
 
     def integral(self, low: Node, high: Node, body: Node, letter: Node) -> Any:
-        """Double exponential quadrature (Takahasi and Mori 1974) at a fixed number of points, twice as fine the
-        second time; both must agree to seven digits, which leaves the finer with twice as many."""
+        """Double exponential quadrature (Takahasi and Mori 1974) at a fixed number of points, twice as fine
+        the second time; both must agree to seven digits, which leaves the finer with twice as many."""
         if low.op == "text" or high.op == "text":
             raise NoValue("an indefinite integral")
         a, b = self.value(low), self.value(high)
@@ -96,7 +99,9 @@ class _Estimator(Evaluator):
             term = self.at(body, letter, x) * weight
             sums[1] += term
             sums[0] += 0 if k % 2 else 2 * term
-        if abs(sums[1] - sums[0]) > self.mp.mpf(10) ** -7 * (1 + abs(sums[1])):  # the finer errs by its square
+        if abs(sums[1] - sums[0]) > self.mp.mpf(10) ** -7 * (
+            1 + abs(sums[1])
+        ):  # the finer errs by its square
             raise NoValue("a quadrature that does not settle")
         return sign * sums[1]
 

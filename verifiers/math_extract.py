@@ -1,8 +1,8 @@
 """Finds the final answer in a completion.
 
 Only the part after the thought counts.  In it, first match wins: the last `\\boxed` (several boxes that are
-listed together are one list), an `<answer>` tag, `#### `, "the answer is", the whole text when it is short, the
-closing formula or bold value, and, as a stated fallback that the policy can switch off, the last number
+listed together are one list), an `<answer>` tag, `#### `, "the answer is", the whole text when it is short,
+the closing formula or bold value, and, as a stated fallback that the policy can switch off, the last number
 (math_prose).  All scans are linear and look at the tail of the text only.
 """
 
@@ -13,7 +13,15 @@ import re
 from onebase.verifiers.math_budget import Exhausted, budget
 from onebase.verifiers.math_parse import readings
 from onebase.verifiers.math_policy import LIMITS, Policy
-from onebase.verifiers.math_prose import Extraction, announced, bare, chosen_letter, closing, is_short, last_formula
+from onebase.verifiers.math_prose import (
+    Extraction,
+    announced,
+    bare,
+    chosen_letter,
+    closing,
+    is_short,
+    last_formula,
+)
 from onebase.verifiers.math_text import labelled_choice
 
 _END_OF_TURN = re.compile(

@@ -1,8 +1,8 @@
-"""Families of solutions over the integers, `x = pi/4 + n pi, n in Z`: the same family with another letter, another
-first member, or split into several.
+"""Families of solutions over the integers, `x = pi/4 + n pi, n in Z`: the same family with another letter,
+another first member, or split into several.
 
-A family is a list of expressions in one integer letter.  Affine ones, c + d n, are compared as sets of residues
-modulo a common period; others term by term with the letter renamed.
+A family is a list of expressions in one integer letter.  Affine ones, c + d n, are compared as sets of
+residues modulo a common period; others term by term with the letter renamed.
 """
 
 from __future__ import annotations
@@ -41,14 +41,23 @@ def family(node: Node, like: Family | None = None) -> Family | None:
     free = set().union(*(symbols(member) for member in members)) if members else set()
     if like is not None and not letters and len(free) == 1:
         letters = [*free]
-    if len(set(letters)) != 1 or free != set(letters) or any(m.op in ("rel", "tuple", "list") for m in members):
+    if (
+        len(set(letters)) != 1
+        or free != set(letters)
+        or any(m.op in ("rel", "tuple", "list") for m in members)
+    ):
         return None
     return Family(members, str(letters[0]), whole)
 
 
 def _declared(part: Node) -> str | None:
     """The letter of `n in Z` or `n is an integer`."""
-    if part.op == "rel" and part.args[0] == ("in",) and part.args[1].op == "sym" and part.args[2] in _INTEGERS:
+    if (
+        part.op == "rel"
+        and part.args[0] == ("in",)
+        and part.args[1].op == "sym"
+        and part.args[2] in _INTEGERS
+    ):
         return str(part.args[1].args[0])
     if part.op == "mul" and any(p.op == "text" and "integer" in str(p.args[0]) for p in part.args):
         names = [p for p in part.args if p.op == "sym"]
@@ -105,7 +114,11 @@ def _same_residues(left: list[tuple[Any, Any]], right: list[tuple[Any, Any]]) ->
     sides = []
     for progressions, repeats in ((left, counts[: len(left)]), (right, counts[len(left) :])):
         sides.append(
-            [first + k * step for (first, step), n in zip(progressions, repeats, strict=True) for k in range(n)]
+            [
+                first + k * step
+                for (first, step), n in zip(progressions, repeats, strict=True)
+                for k in range(n)
+            ]
         )
     return all(
         any(_congruent(a, b, size) for b in others) for some, others in (sides, sides[::-1]) for a in some
@@ -127,7 +140,10 @@ def _same_terms(gold: Family, answer: Family) -> bool:
             (
                 other
                 for other in rest
-                if all(close(value, _value(other, answer.letter, at), 30) for at, value in zip(range(-2, 6), values, strict=True))
+                if all(
+                    close(value, _value(other, answer.letter, at), 30)
+                    for at, value in zip(range(-2, 6), values, strict=True)
+                )
             ),
             None,
         )

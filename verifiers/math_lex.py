@@ -46,7 +46,8 @@ _SYMBOLS = {
     "⅔": "\\frac{2}{3}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}", "∣": "|", "⟨": "\\langle", "⟩": "\\rangle",
     "→": "\\to", "∫": "\\int", "∑": "\\sum", "∏": "\\prod", "∧": "\\land", "∨": "\\lor", "∀": "\\forall",
     "℃": "\\text{celsius}", "≡": "\\equiv", "，": ",", "。": ".", "；": ";", "：": ":", "（": "(", "）": ")",
-    "％": "%", "＝": "=", "＋": "+", "？": "?", "！": "!", "∛": "\\sqrt[3]", "∜": "\\sqrt[4]", "⊂": "\\subset",
+    "％": "%", "＝": "=", "＋": "+", "？": "?", "！": "!", "∛": "\\sqrt[3]", "∜": "\\sqrt[4]",
+    "⊂": "\\subset",
     "⊆": "\\subseteq", "∉": "\\notin", "⊥": "\\perp", "∥": "\\parallel", "△": "\\triangle", "∼": "\\sim",
     "～": "~", "⁄": "/", "∕": "/", "²": "^2", "³": "^3", "⊤": "\\top", "⩵": "=", "≅": "\\cong",
 }  # fmt: skip
@@ -152,7 +153,9 @@ def written_out(text: str) -> str:
     if "0" in text:
         text = _PREFIXED.sub(_prefixed, text)
     if "illion" in text or "thousand" in text:
-        text = _LARGE.sub(lambda m: f" \\cdot 10^{{{_LARGE_WORDS[m.group(2)]}}} {m.group(1) or ''}{m.group(3)}", text)
+        text = _LARGE.sub(
+            lambda m: f" \\cdot 10^{{{_LARGE_WORDS[m.group(2)]}}} {m.group(1) or ''}{m.group(3)}", text
+        )
     if "'" in text or "prime" in text:
         text = _MINUTES.sub(_arc_minutes, text)
     return text

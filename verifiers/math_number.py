@@ -50,7 +50,8 @@ def _same_quantity(g: Quantity, a: Quantity, policy: Policy) -> str | None:
 
 
 def is_number(node: Node) -> bool:
-    """A number with nothing left to work out: digits, a fraction, a root, a power of ten, with marks and unit."""
+    """A number with nothing left to work out: digits, a fraction, a root, a power of ten, with marks and
+    unit."""
     node = strip(node)
     if node.op == "pow":
         return all(part.op == "num" for part in node.args) and (
@@ -92,10 +93,16 @@ _CONSTANTS_OF_INTEGRATION = {"C", "c", "K", "k"}
 
 
 def _same_letters(gold: Node, answer: Node) -> Node:
-    """The answer with i for j, e for E, or with another letter for the constant of integration, as the gold has it."""
+    """The answer with i for j, e for E, or with another letter for the constant of integration, as the gold
+    has it."""
     for constant, letter in ((IMAGINARY, Node("sym", ("j",))), (EULER, Node("sym", ("E",)))):
         here, there = list(T.walk(gold)), list(T.walk(answer))
-        if constant in here and letter in there and letter not in here and (constant not in there or letter.args[0] == "E"):
+        if (
+            constant in here
+            and letter in there
+            and letter not in here
+            and (constant not in there or letter.args[0] == "E")
+        ):
             answer = T.substitute(answer, letter, constant)
         elif letter in here and constant in there and letter not in there:
             answer = T.substitute(answer, constant, letter)

@@ -15,7 +15,10 @@ from onebase.verifiers.math_text import normal_text, number_in_words, special_te
 from onebase.verifiers.math_tree import Node
 
 _LEAD = re.compile(r"^(?:=|\\approx|\\checkmark)\s*|\s*\\checkmark$")
-_EXCEPT = re.compile(r"(?:all\s+)?real\s+numbers\s+except\s+(?:for\s+)?(?:[a-z]\s*=\s*)?([-\d,./\s]+(?:and\s+[-\d./]+)?)\.?", re.I)
+_EXCEPT = re.compile(
+    r"(?:all\s+)?real\s+numbers\s+except\s+(?:for\s+)?(?:[a-z]\s*=\s*)?([-\d,./\s]+(?:and\s+[-\d./]+)?)\.?",
+    re.I,
+)
 _PROSE = re.compile(r"[^\W\d_]*(?:[\s{}.,;:'-]+[^\W\d_]+)*[\s{}.,;:']*")
 
 
@@ -26,8 +29,8 @@ def parse_strict(text: str, merge_commas: bool) -> Node:
 
 def readings(text: str) -> tuple[Node, ...]:
     """Every reading of an answer's text, the likeliest first: 1,234 is one number, or else two; what does not
-    parse is text.  Short texts are cached, since a group of rollouts shares its gold and many of its answers; of
-    long ones only the last few, since one judgement looks at its own several times."""
+    parse is text.  Short texts are cached, since a group of rollouts shares its gold and many of its answers;
+    of long ones only the last few, since one judgement looks at its own several times."""
     return _cached(text) if len(text) <= LIMITS.cached_chars else _cached_long(text)
 
 

@@ -22,8 +22,8 @@ class Policy:
     boxed_only: bool = False
     """Only a box (or an answer tag) counts; nothing is read out of prose."""
     boxes: Literal["listed", "last", "one"] = "listed"
-    """Of several boxes: those that are listed together ("and", "or", commas between) are one list, or only the
-    last counts, or different ones are no answer."""
+    """Of several boxes: those that are listed together ("and", "or", commas between) are one list, or only
+    the last counts, or different ones are no answer."""
     last_number: bool = True
     """Without box, tag, `####`, "answer is" or closing formula: the last number of the text, as a last
     resort."""
@@ -39,8 +39,8 @@ class Policy:
     unevaluated: bool = False
     """Whether an integral, sum, product or limit left standing is an answer where the gold has none."""
     arithmetic: bool = True
-    """Whether 24 + 48, which is still to be worked out, answers a gold that is a number.  Fractions, roots and
-    powers of ten are numbers."""
+    """Whether 24 + 48, which is still to be worked out, answers a gold that is a number.  Fractions, roots
+    and powers of ten are numbers."""
     unsolved: bool = False
     """Whether an equation or inequality that is still to be solved (2x = 6, 2x > 4) answers a gold that is
     solved (x = 3, x > 2, an interval).  It may be the problem itself."""
@@ -56,7 +56,8 @@ class Policy:
     decimal_answer_digits: int = 8
     """An exact gold is met by its correct rounding of at least so many significant digits; 0: never."""
     tolerance: float = 0.0
-    """A decimal gold is also met within this share of it (0.01: one percent), as data of measurements need."""
+    """A decimal gold is also met within this share of it (0.01: one percent), as data of measurements
+    need."""
     singleton: bool = True
     """Whether {5} and 5 are the same answer."""
     vector_forms: bool = True
@@ -113,7 +114,9 @@ def _from_items(items: tuple[tuple[str, Any], ...]) -> Policy:
         if allowed and value not in allowed:
             near = difflib.get_close_matches(str(value), allowed, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"math policy: {name} = {value!r}; allowed: {', '.join(map(repr, allowed))}{hint}")
+            raise UserError(
+                f"math policy: {name} = {value!r}; allowed: {', '.join(map(repr, allowed))}{hint}"
+            )
         if hints[name] is float and type(value) is int:
             value = float(value)
         if not allowed and type(value) is not hints[name]:

@@ -3,8 +3,8 @@ settles on.
 
 A value in prose is a formula between dollars, a bold value, or a run of words that are numbers, symbols or
 units.  Values that are listed together ("4 or 5", "1, 2 and 3") are one list, so offering several answers
-never pays for one; a value that is denied ("not 5", "5 is wrong") or guessed at is none.  All scans are linear
-and look at the tail of the text only.
+never pays for one; a value that is denied ("not 5", "5 is wrong") or guessed at is none.  All scans are
+linear and look at the tail of the text only.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ _ASIDE = re.compile(
 )
 _SETTLED = re.compile(r".*(?:\b(?:is|are|equals|equal\s+to|becomes|be)|=|:)\s+(?=\S)", re.S)
 _LISTED = re.compile(
-    r"\s*[,;]?\s*(?:(?:and|or|and/or|&|either|maybe|perhaps|possibly|alternatively|else|also)\s*,?\s*){0,3}", re.I
+    r"\s*[,;]?\s*(?:(?:and|or|and/or|&|either|maybe|perhaps|possibly|alternatively|else|also)\s*,?\s*){0,3}",
+    re.I,
 )
 _DENIED = re.compile(
     r"(?:\b(?:not|never|nor|neither|cannot|without|except|unlikely)|n't|\b(?:anything|all)\s+but)\b"
@@ -87,8 +88,8 @@ _LATEX_WORDS = re.compile(r"\\[A-Za-z]+")
 _LETTER_RUN = re.compile(r"[^\W\d_]{2,}")
 _PROSE_WORDS = re.compile(r"\b(?:so|thus|hence|then|therefore|since|because|is|are|we|get|has|have)\b", re.I)
 _MATH_WORDS = {
-    *FUNCTIONS, "pi", "infinity", "inf", "oo", "percent", "pct", "degrees", "degree", "mod", "dollars", "cents",
-    "am", "pm", "units", "million", "billion", "thousand", "trillion", "mathrm", "text",
+    *FUNCTIONS, "pi", "infinity", "inf", "oo", "percent", "pct", "degrees", "degree", "mod", "dollars",
+    "cents", "am", "pm", "units", "million", "billion", "thousand", "trillion", "mathrm", "text",
 }  # fmt: skip
 _SHORT_WORDS = set("am an as at be by do go he if it me my no of on to up us".split())
 _CONNECTORS = {"and", "or", "in", "union", "u"}
@@ -121,7 +122,7 @@ def _announced(rest: str, prose: bool) -> Extraction | None:
         return Extraction(bare(rest.split("\n")[0]), "after the answer mark")
     whole = rest[: stop.start()] if (stop := _STOP.search(rest)) else rest
     whole = whole[:_SENTENCE].strip(" *`_")
-    sentence = _ASIDE.split(whole)[0].strip(" *`_\"")
+    sentence = _ASIDE.split(whole)[0].strip(' *`_"')
     sentence = sentence[:-1].strip(' "') if sentence.endswith("}") and "{" not in sentence else sentence
     sentence = re.sub(r"^(?:is|:|equal to|equals|approximately|about)\s+", "", sentence, flags=re.I)
     if choice_letter(sentence) or is_short(sentence):
@@ -237,7 +238,8 @@ def _spans(sentence: str) -> list[Span]:
 
 
 def _masked(text: str, covered: list[tuple[int, int]]) -> str:
-    """The text with the covered stretches and foreign letters blanked: a mark that is no word stands there."""
+    """The text with the covered stretches and foreign letters blanked: a mark that is no word stands
+    there."""
     for low, high in covered:
         text = text[:low] + "\x00" * (high - low) + text[high:]
     return _FOREIGN.sub(lambda m: m.group() if _GREEK.match(m.group()) else "\x00" * len(m.group()), text)
@@ -266,11 +268,15 @@ def _runs(text: str) -> list[Span]:
 
 def _flush(current: list[tuple[int, int, str]], found: list[Span]) -> None:
     """Ends a run: loose letters, connectors and operators at its ends go; the rest must be readable."""
-    while current and (re.fullmatch(r"[A-Za-z]|[-=+:*/|&,;]+", current[0][2]) or current[0][2].lower() in _CONNECTORS):
+    while current and (
+        re.fullmatch(r"[A-Za-z]|[-=+:*/|&,;]+", current[0][2]) or current[0][2].lower() in _CONNECTORS
+    ):
         if current[0][2] in "+-" and len(current) > 1 and current[1][2][:1].isdigit():
             break
         del current[0]
-    while current and (re.fullmatch(r"[-=+:*/|&,;(]+", current[-1][2]) or current[-1][2].lower() in _CONNECTORS):
+    while current and (
+        re.fullmatch(r"[-=+:*/|&,;(]+", current[-1][2]) or current[-1][2].lower() in _CONNECTORS
+    ):
         del current[-1]
     for skip in range(min(len(current), 5)):
         words = current[skip:]
@@ -292,7 +298,8 @@ def _flush(current: list[tuple[int, int, str]], found: list[Span]) -> None:
 
 
 def _is_mathy(word: str, inside: bool) -> bool:
-    """Whether a word between spaces belongs to a formula: a number, a symbol, an operator, a unit after one."""
+    """Whether a word between spaces belongs to a formula: a number, a symbol, an operator, a unit after
+    one."""
     if not word:
         return False
     if inside and (word.lower().strip(",;") in _CONNECTORS or is_unit(word.strip(",;"), False)):
@@ -300,10 +307,15 @@ def _is_mathy(word: str, inside: bool) -> bool:
     plain = _LATEX_WORDS.sub(" ", word)
     letters = _LETTER_RUN.findall(plain)
     if any(run.lower() not in _MATH_WORDS and not is_unit(run, True) for run in letters):
-        return len(plain) <= 12 and all(len(run) == 2 for run in letters) and bool(re.search(r"[\d+=^/]", plain))
+        return (
+            len(plain) <= 12 and all(len(run) == 2 for run in letters) and bool(re.search(r"[\d+=^/]", plain))
+        )
     if letters and plain.strip(",;") == letters[0]:  # a bare word: only beside a number
         return inside
-    return bool(re.search(r"[A-Za-z0-9\\+\-*/^=<>|%$€£¥()\[\]{}\u0370-\u03ff√∞≤≥±]", plain + word[:1])) and word != "a"
+    return (
+        bool(re.search(r"[A-Za-z0-9\\+\-*/^=<>|%$€£¥()\[\]{}\u0370-\u03ff√∞≤≥±]", plain + word[:1]))
+        and word != "a"
+    )
 
 
 def bare(text: str) -> str:
@@ -353,7 +365,8 @@ def _is_prose_formula(formula: str) -> bool:
 
 _CHOSEN = (
     re.compile(
-        r"(?:answer|choice|option|réponse|答案)\b[^.\n]{0,30}?\b(?:is|:|est|be)?\s*(?:for sure\s+|definitely\s+)?"
+        r"(?:answer|choice|option|réponse|答案)\b[^.\n]{0,30}?\b(?:is|:|est|be)?\s*"
+        r"(?:for sure\s+|definitely\s+)?"
         r"\(?\**\(?([A-J])\)?\**\)?(?![A-Za-z'])",
         re.I,
     ),
@@ -365,7 +378,9 @@ _CHOSEN = (
 )
 _LEADING = re.compile(r"\(?\**([A-J])\**\)?(?=[\s.,:;)。、不]|$)")
 _LAST = re.compile(r"(?<![A-Za-z])\(?\**([A-J])\**\)?\.?\s*$")
-_RIVAL = re.compile(r"\**\)?\s*(?:,|/|&|\bor\b|\band\b|\bund\b)\s*(?:(?:maybe|option|choice)\s+)?\(?\**([A-J])\b(?!')", re.I)
+_RIVAL = re.compile(
+    r"\**\)?\s*(?:,|/|&|\bor\b|\band\b|\bund\b)\s*(?:(?:maybe|option|choice)\s+)?\(?\**([A-J])\b(?!')", re.I
+)
 _BEFORE_RIVAL = re.compile(r"\b([A-J])\**\)?\s*(?:,|/|&|\bor\b|\band\b)\s*\(?\**$")
 
 

@@ -102,7 +102,9 @@ def _order(node: Node) -> bool:
 
 def _taken_away(node: Node) -> Node | None:
     """The set in `- {3}`."""
-    set_of = node.args[1] if node.op == "mul" and node.args[0] == T.MINUS_ONE and len(node.args) == 2 else None
+    set_of = (
+        node.args[1] if node.op == "mul" and node.args[0] == T.MINUS_ONE and len(node.args) == 2 else None
+    )
     return set_of if set_of is not None and set_of.op in ("set", "tuple", "list") else None
 
 
@@ -115,8 +117,8 @@ def _interval(node: Node) -> Interval:
 
 
 def _polynomial(name: str, difference: Node, unknown: Node) -> list[Interval]:
-    """The solutions of polynomial <name> 0, from its real roots (sympy, of bounded degree) and its sign between
-    them.  Only reached where a relation may be left to be solved."""
+    """The solutions of polynomial <name> 0, from its real roots (sympy, of bounded degree) and its sign
+    between them.  Only reached where a relation may be left to be solved."""
     mp = context()
     try:
         roots = [mp.mpf(text) for text, _ in real_roots(difference, str(unknown.args[0]))]

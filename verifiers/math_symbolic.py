@@ -1,11 +1,11 @@
-"""The last tier: sympy, for what neither arithmetic nor sampling decides, and only where its work is bounded by
-the size of what it is given.
+"""The last tier: sympy, for what neither arithmetic nor sampling decides, and only where its work is bounded
+by the size of what it is given.
 
 Three things are asked of it, all on small trees that this package built (no text is ever parsed by sympy):
-derivatives, integrals of polynomials, and the real roots of a polynomial in one unknown, for the solution set of
-an inequality.  `simplify`, `integrate`, `summation`, `limit` and `solve` are not called: on inputs of a dozen
-symbols they take from 30 ms to for ever, which no limit on the input prevents, and a verdict must not depend on a
-clock.  Integrals, limits and infinite sums are estimated numerically instead (`math_estimate`).
+derivatives, integrals of polynomials, and the real roots of a polynomial in one unknown, for the solution set
+of an inequality.  `simplify`, `integrate`, `summation`, `limit` and `solve` are not called: on inputs of a
+dozen symbols they take from 30 ms to for ever, which no limit on the input prevents, and a verdict must not
+depend on a clock.  Integrals, limits and infinite sums are estimated numerically instead (`math_estimate`).
 
 Importing this module imports nothing; the first use imports sympy (half a second, once for a process).
 """
@@ -24,8 +24,8 @@ _DEGREE = 8
 _BITS = 64
 _RESULT_NODES = 600
 _FUNCTIONS = {
-    "sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh",
-    "atanh",
+    "sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh",
+    "acosh", "atanh",
 }  # fmt: skip
 
 
@@ -71,7 +71,9 @@ def polynomial(node: Node, letter: str) -> Any:
         raise NotSymbolic("no polynomial") from error
     except sympy.polys.polyerrors.CoercionFailed as error:
         raise NotSymbolic("coefficients that are not rational") from error
-    if found.degree() > _DEGREE or any(max(int(c.p).bit_length(), int(c.q).bit_length()) > _BITS for c in found.all_coeffs()):
+    if found.degree() > _DEGREE or any(
+        max(int(c.p).bit_length(), int(c.q).bit_length()) > _BITS for c in found.all_coeffs()
+    ):
         raise NotSymbolic("a polynomial that is too large")
     return found
 

@@ -22,7 +22,9 @@ _DATES = tuple(
     re.compile(pattern, re.I)
     for pattern in (
         _MONTH + r"\s+(?P<day>\d{1,2})(?:st|nd|rd|th)?(?:\s*,?\s+(?P<year>\d{4}))?",
-        r"(?:the\s+)?(?P<day>\d{1,2})(?:st|nd|rd|th)?\s+(?:of\s+)?" + _MONTH + r"(?:\s*,?\s+(?P<year>\d{4}))?",
+        r"(?:the\s+)?(?P<day>\d{1,2})(?:st|nd|rd|th)?\s+(?:of\s+)?"
+        + _MONTH
+        + r"(?:\s*,?\s+(?P<year>\d{4}))?",
         r"(?P<year>\d{4})-(?P<number>\d{1,2})-(?P<day>\d{1,2})",
     )
 )
@@ -36,7 +38,12 @@ _EMPTY = re.compile(
     r"(?:there(?:is|are|exists?))?no(?:such|real|valid|possible|integer|positive)*"
     r"(?:solutions?|roots?|values?|numbers?|integers?|x|n)(?:exists?)?|emptyset|theemptyset|none(?:exists?)?"
 )
-_UNDEFINED = {"doesnotexist": "undefined", "dne": "undefined", "undefined": "undefined", "diverges": "diverges"}
+_UNDEFINED = {
+    "doesnotexist": "undefined",
+    "dne": "undefined",
+    "undefined": "undefined",
+    "diverges": "diverges",
+}
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 CHOICE = re.compile(r"\s*(?:option|choice|answer)?\s*[(\[]?\s*([A-J])\s*[)\].:]?\s*\.?\s*", re.I)
 _LABELLED = re.compile(r"\s*\{?\s*(?:\(([A-J])\)\s*\}?|([A-J])[).:]|([A-J])(?=\s+[A-Z]))\s*(\S[^\n]*)")
@@ -81,7 +88,10 @@ def yes_or_no(text: str) -> str | None:
 
 def predicate(text: str) -> str | None:
     """`It is a Saturday`: what a short sentence says of its subject; None when it denies or says nothing."""
-    match = re.fullmatch(r"[^.\n]{0,80}?(?:\b(?:is|are|was|be|called|named)|(?<=[Ii]t)'s)\b:?\s+((?:(?!\bnot\b)[^.\n]){1,60})\.?", text)
+    match = re.fullmatch(
+        r"[^.\n]{0,80}?(?:\b(?:is|are|was|be|called|named)|(?<=[Ii]t)'s)\b:?\s+((?:(?!\bnot\b)[^.\n]){1,60})\.?",
+        text,
+    )
     return match.group(1) if match else None
 
 
@@ -139,7 +149,9 @@ def _date(match: re.Match[str]) -> Node | None:
     return Node("text", (f"date {groups['year'] or ''}-{month}-{int(groups['day'])}",))
 
 
-_UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
+_UNITS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+).split()
 _CARDINALS = {word: value for value, word in enumerate(_UNITS)}
 _CARDINALS |= {"seventeen": 17, "eighteen": 18, "nineteen": 19}
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
@@ -152,8 +164,8 @@ _VOCABULARY = {*_CARDINALS, *_SCALES, *_PARTS, *(f"{part}s" for part in _PARTS),
 
 
 def number_in_words(text: str) -> str | None:
-    """`twenty-five percent` as `25 percent`, `three and a half` as a fraction: the text with its leading words
-    that name a number written in digits; None when it does not begin with such or digits follow."""
+    """`twenty-five percent` as `25 percent`, `three and a half` as a fraction: the text with its leading
+    words that name a number written in digits; None when it does not begin with such or digits follow."""
     bare = unwrap(text).replace("{", " ").replace("}", " ").strip()
     words: list[tuple[str, int]] = []
     position = 0

@@ -48,7 +48,9 @@ def strip(node: Node) -> Node:
             node = combined
         elif node.op == "pow" and node.args[0].op == "tuple" and node.args[1] in _TRANSPOSES:
             node = node.args[0]
-        elif node.op == "mul" and len(node.args) == 2 and node.args[0].op == "text" and _labelled(node.args[1]):
+        elif (
+            node.op == "mul" and len(node.args) == 2 and node.args[0].op == "text" and _labelled(node.args[1])
+        ):
             node = node.args[1]  # the origin (0,0)
         elif node.op == "tuple" and len(node.args) == 3 and strip(node.args[2]).op == "matrix":
             node = node.args[2]
@@ -91,7 +93,13 @@ def _matrix_power(matrix: Node, exponent: Node) -> Node | None:
         return None
     columns, cells = matrix.args[0], matrix.args[1:]
     if exponent in _TRANSPOSES:
-        return Node("matrix", (len(cells) // columns, *(cells[i] for j in range(columns) for i in range(j, len(cells), columns))))
+        return Node(
+            "matrix",
+            (
+                len(cells) // columns,
+                *(cells[i] for j in range(columns) for i in range(j, len(cells), columns)),
+            ),
+        )
     if exponent.op != "num" or exponent.args[0] not in (1, 2, 3, 4):
         return None
     total: Node | None = matrix
@@ -235,7 +243,9 @@ def _alone(side: Node) -> bool:
 
 def all_solved(node: Node) -> bool:
     """Whether no equation or inequality in a set or list of solutions is left to be solved."""
-    relations = [part for part in T.walk(node) if part.op == "rel" and not set(part.args[0]) & {"in", "notin"}]
+    relations = [
+        part for part in T.walk(node) if part.op == "rel" and not set(part.args[0]) & {"in", "notin"}
+    ]
     return all(len(T.symbols(part)) != 1 or is_solved(part) for part in relations)
 
 
@@ -262,7 +272,11 @@ def compound(node: Node) -> Node:
     found = [quantity(part) for part in node.args]
     kinds = [part.dimensions for part in found]
     factors = [part.factor for part in found]
-    if not kinds[0] or any(kind != kinds[0] for kind in kinds) or sorted(set(factors), reverse=True) != factors:
+    if (
+        not kinds[0]
+        or any(kind != kinds[0] for kind in kinds)
+        or sorted(set(factors), reverse=True) != factors
+    ):
         return node
     if any(part.number.op not in ("num", "dec") for part in found):
         return node
