@@ -45,20 +45,14 @@ class Routing(RuleBasedStateMachine):
 
     @rule()
     def assign(self) -> None:
-        """Each request once, to an engine with room; to another than its group's home only where there is
-        more than `factor` times as much to do."""
-        before = {e: p.load for e, p in self.router.places.items()}
-        homes = {n: g.home for g in self.router._groups.values() for n in g.waiting}
+        """Each request once, to an engine with room; nobody is idle while requests wait.  (Loads move within
+        one call, so who may take from whom is tested by cases below.)"""
         given = self.router.assign()
         for engine, numbers in given.items():
             for number in numbers:
                 assert number not in self.running and number not in self.ended
                 self.running[number] = engine
                 assert self.router.engine_of(number) == engine
-                home = homes[number]
-                # loads stand still within one call only where no group finds its home in it
-                if home is not None and home != engine and None not in homes.values():
-                    assert before[home] > FACTOR * before[engine]
         idle = [e for e in self.bounds if e not in self.running.values()]
         assert not (idle and self.router.waiting), f"{idle=} while {self.router.waiting} wait"
 

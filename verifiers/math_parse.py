@@ -14,7 +14,8 @@ from onebase.verifiers.math_policy import LIMITS
 from onebase.verifiers.math_text import normal_text, number_in_words, special_text, unwrap
 from onebase.verifiers.math_tree import Node
 
-_LEAD = re.compile(r"^(?:=|\\approx|\\checkmark)\s*|\s*\\checkmark$")
+_SPACES = re.compile(r"\s{2,}")
+_LEAD = re.compile(r"^(?:=|\\approx|\\checkmark)\s*")
 _EXCEPT = re.compile(
     r"(?:all\s+)?real\s+numbers\s+except\s+(?:for\s+)?(?:[a-z]\s*=\s*)?([-\d,./\s]+(?:and\s+[-\d./]+)?)\.?",
     re.I,
@@ -45,7 +46,7 @@ def _readings(text: str) -> tuple[Node, ...]:
 def _read(text: str) -> tuple[Node, ...]:
     if len(text) > LIMITS.answer_chars:
         return (Node("text", (normal_text(text[: LIMITS.answer_chars + 1]),)),)
-    text = written_out(text)
+    text = written_out(_SPACES.sub(" ", text))
     found: list[Node] = []
     if (special := special_text(text)) is not None:
         if special.op != "clock" or special.args[3] or re.search(r":0\d", text):
@@ -56,7 +57,7 @@ def _read(text: str) -> tuple[Node, ...]:
     elif (written := number_in_words(text)) is not None:
         text = written
     cleaned = clean(text).strip()
-    cleaned = _LEAD.sub("", cleaned)
+    cleaned = _LEAD.sub("", cleaned).removesuffix("\\checkmark").rstrip()
     cleaned = cleaned if cleaned.endswith("..") else cleaned.removesuffix(".")
     for merge in (True, False) if "," in cleaned and THOUSANDS.search(cleaned) else (True,):
         try:

@@ -48,8 +48,11 @@ _MARK = re.compile(
     r"(?:\s*(?:is|:|that|therefore|then|simply|just)\b)*",
     re.I,
 )
+# A formula holds no second opening (but a row end with its space, \\\\[2pt]), which keeps the search linear.
 _MATH = re.compile(
-    r"\$\$(?P<a>.+?)\$\$|\\\[(?P<b>.+?)\\\]|\\\((?P<c>.+?)\\\)|(?<![\\$])\$(?P<d>[^$\n]+?)(?<!\\)\$", re.S
+    r"\$\$(?P<a>.+?)\$\$|\\\[(?P<b>(?:(?!(?<!\\)\\[\[\]]).)+)\\\]|\\\((?P<c>(?:(?!(?<!\\)\\[()]).)+)\\\)"
+    r"|(?<![\\$])\$(?P<d>[^$\n]+?)(?<!\\)\$",
+    re.S,
 )
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
 _STOP = re.compile(r"(?<=\S)[.!?](?=\s|$)|\n|[。！？]")
