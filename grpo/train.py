@@ -319,7 +319,7 @@ class Update:
                 sums[name] = max(sums.get(name, 0.0), x) if name.endswith("_max") else sums.get(name, 0.0) + x
             if routing:
                 load.append(torch.stack([r.load_E for r in routing]))
-        sums["grad_norm"] = self.optimizer.step(factor)
+        sums["grad_norm"] = float(self.optimizer.step(factor))
         if load:
             total = torch.stack(load).sum(0).float()
             sums["router_load_max"] = float((total.max(1).values / total.mean(1).clamp(min=1)).mean())

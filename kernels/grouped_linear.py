@@ -17,23 +17,21 @@ import torch
 from torch import Tensor
 
 
-def grouped_linear_ref(x_MD: Tensor, weight_EOD: Tensor, count_E: Tensor) -> Tensor:
-    """Plain torch, differentiable.  `count_E` holds each group's number of rows and sums to M."""
-    parts = x_MD.split(count_E.tolist())
+def grouped_linear_ref(x_MD: Tensor, weight_EOD: Tensor, end_E: Tensor) -> Tensor:
+    """Plain torch, differentiable.  `end_E` says where each group's rows end; the last is M."""
+    parts = x_MD.tensor_split(end_E[:-1].long().cpu())
     return torch.cat([x @ w.T for x, w in zip(parts, weight_EOD, strict=True)])
 
 
 class _PerGroup(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_MD: Tensor, weight_EOD: Tensor, counts: list[int]) -> Tensor:
+    def forward(ctx: Any, x_MD: Tensor, weight_EOD: Tensor, ends: list[int]) -> Tensor:
         out_MO = x_MD.new_empty(x_MD.shape[0], weight_EOD.shape[1])
-        start = 0
-        for e, n in enumerate(counts):
-            if n:
-                torch.mm(x_MD[start : start + n], weight_EOD[e].t(), out=out_MO[start : start + n])
-            start += n
+        for e, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            if end > start:
+                torch.mm(x_MD[start:end], weight_EOD[e].t(), out=out_MO[start:end])
         ctx.save_for_backward(x_MD, weight_EOD)
-        ctx.counts = counts
+        ctx.ends = ends
         return out_MO
 
     @staticmethod
@@ -42,20 +40,19 @@ class _PerGroup(torch.autograd.Function):
         grad_MO = grad_MO.contiguous()
         grad_x = torch.empty_like(x_MD) if ctx.needs_input_grad[0] else None
         grad_w = torch.zeros_like(weight_EOD) if ctx.needs_input_grad[1] else None
-        start = 0
-        for e, n in enumerate(ctx.counts):
-            if n:
-                rows = slice(start, start + n)
+        for e, (start, end) in enumerate(zip([0, *ctx.ends], ctx.ends, strict=False)):
+            if end > start:
+                rows = slice(start, end)
                 if grad_x is not None:
                     torch.mm(grad_MO[rows], weight_EOD[e], out=grad_x[rows])
                 if grad_w is not None:
                     torch.mm(grad_MO[rows].t(), x_MD[rows], out=grad_w[e])
-            start += n
         return grad_x, grad_w, None
 
 
-def grouped_linear(x_MD: Tensor, weight_EOD: Tensor, count_E: Tensor) -> Tensor:
-    """Rows of `x_MD` in group order, `count_E` rows each (int64, on x's device; sums to M)."""
+def grouped_linear(x_MD: Tensor, weight_EOD: Tensor, end_E: Tensor) -> Tensor:
+    """Rows of `x_MD` in group order; `end_E` (int32, on x's device) says where each group ends; the last is
+    M."""
     assert x_MD.shape[1] == weight_EOD.shape[2], f"{tuple(x_MD.shape)=} {tuple(weight_EOD.shape)=}"
     if (
         x_MD.is_cuda
@@ -63,8 +60,7 @@ def grouped_linear(x_MD: Tensor, weight_EOD: Tensor, count_E: Tensor) -> Tensor:
         and x_MD.shape[1] % 8 == 0
         and weight_EOD.shape[1] % 8 == 0
     ):
-        offsets_E = count_E.cumsum(0).to(torch.int32)
-        return torch._grouped_mm(x_MD, weight_EOD.transpose(1, 2), offs=offsets_E)
-    counts = count_E.tolist()
-    assert sum(counts) == len(x_MD), f"{sum(counts)=} {len(x_MD)=}: rows outside every group"
-    return _PerGroup.apply(x_MD, weight_EOD, counts)
+        return torch._grouped_mm(x_MD, weight_EOD.transpose(1, 2), offs=end_E)
+    ends = end_E.tolist()
+    assert ends[-1] == len(x_MD), f"{ends[-1]=} {len(x_MD)=}: rows outside every group"
+    return _PerGroup.apply(x_MD, weight_EOD, ends)

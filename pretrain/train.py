@@ -24,7 +24,7 @@ from onebase.train import state
 from onebase.train.flops import peak_flops, train_flops_per_token
 from onebase.train.optim import Optimizer
 from onebase.train.schedule import wsd
-from onebase.train.step import balance_routers, forward_backward, heldout_loss
+from onebase.train.step import balance_routers, forward_backward, heldout_loss, numbers
 
 HELDOUT_BATCHES = 4
 KEPT = ("loss", "heldout_loss", "bits_per_byte")
@@ -35,7 +35,7 @@ def main(run: StageRun) -> dict[str, float]:
     tokenizer, model = _start(run)
     model.train()
     model.config.max_position_embeddings = max(model.config.max_position_embeddings, stage.batch.length)
-    optimizer = Optimizer(model.named_parameters(), stage.optim)
+    optimizer = Optimizer(model.named_parameters(), stage.optim, stage.batch.accumulate)
     done, extra = state.load(run.folder / "state", model, optimizer, run.device)
     run.log.truncate_after(done)
 
@@ -45,9 +45,7 @@ def main(run: StageRun) -> dict[str, float]:
 
     data = rows_of(stage.data, "cache")
     heldout = rows_of(stage.heldout, "cache_heldout") if stage.heldout else None
-    held = (
-        [heldout.batch(i, stage.batch.rows).to(run.device) for i in range(HELDOUT_BATCHES)] if heldout else []
-    )
+    held = [heldout.batch(i, stage.batch.rows) for i in range(HELDOUT_BATCHES)] if heldout else []
     per_token = _bytes_per_token(run)
     flops = train_flops_per_token(model.config, stage.batch.length, stage.mtp_weight > 0)
     peak = peak_flops(run.device, run.recipe.dtype)
@@ -55,7 +53,7 @@ def main(run: StageRun) -> dict[str, float]:
     skipped = 0
     for step in range(done, stage.steps):
         start = time.perf_counter()
-        batch = data.batch(step, stage.batch.rows).to(run.device)
+        batch = data.batch(step, stage.batch.rows)
         sums = forward_backward(
             model,
             batch,
@@ -65,15 +63,18 @@ def main(run: StageRun) -> dict[str, float]:
             mtp_weight=stage.mtp_weight,
         )
         factor = wsd(step, stage.steps, stage.optim.warmup, stage.optim.decay, stage.optim.final)
-        grad_norm = optimizer.step(factor)
-        skipped = check_finite(sums.loss, grad_norm, skipped, run, step)
-        load, bias = balance_routers(model, sums.load_LE, stage.balance_speed)
+        norm = optimizer.step(factor)
+        worst, drift = balance_routers(model, sums.load_LE, stage.balance_speed)
+        loss, mtp, balance, entropy, grad_norm, load, bias = numbers(
+            sums.loss, sums.mtp, sums.balance, sums.entropy, norm, worst, drift
+        )
+        skipped = check_finite(loss, grad_norm, skipped, run, step)
         seconds = time.perf_counter() - start
         metrics = {
-            "loss": sums.loss,
-            "loss_mtp": sums.mtp,
-            "balance": sums.balance,
-            "entropy": sums.entropy,
+            "loss": loss,
+            "loss_mtp": mtp,
+            "balance": balance,
+            "entropy": entropy,
             "lr": stage.optim.lr * factor,
             "grad_norm": grad_norm,
             "router_load_max": load,

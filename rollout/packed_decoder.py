@@ -72,7 +72,7 @@ class PackedDecoder:
         self.place = torch.arange(length)
         self.row = torch.arange(slots)
         self.eps = torch.tensor(c.rms_norm_eps)
-        self.rotation = model.rope(self.place)
+        self.rotation = torch.view_as_complex(model.rope(self.place))
         self.scale = model.blocks()[0].self_attn.scale
         self.packed: list[_Layer] = []
 

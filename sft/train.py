@@ -18,7 +18,7 @@ from onebase.stage import StageRun
 from onebase.train import state
 from onebase.train.optim import Optimizer
 from onebase.train.schedule import wsd
-from onebase.train.step import balance_routers, forward_backward, heldout_loss
+from onebase.train.step import balance_routers, forward_backward, heldout_loss, numbers
 
 
 def main(run: StageRun) -> dict[str, float]:
@@ -26,7 +26,7 @@ def main(run: StageRun) -> dict[str, float]:
     assert run.init is not None
     model, tokenizer = checkpoint.load(run.init, run.device, run.recipe.dtype)
     model.train()
-    optimizer = Optimizer(model.named_parameters(), stage.optim)
+    optimizer = Optimizer(model.named_parameters(), stage.optim, stage.batch.accumulate)
     done, extra = state.load(run.folder / "state", model, optimizer, run.device)
     run.log.truncate_after(done)
 
@@ -37,14 +37,12 @@ def main(run: StageRun) -> dict[str, float]:
 
     data = rows_of(stage.data, "cache")
     heldout = rows_of(stage.heldout, "cache_heldout") if stage.heldout else None
-    held = (
-        [heldout.batch(i, stage.batch.rows).to(run.device) for i in range(HELDOUT_BATCHES)] if heldout else []
-    )
+    held = [heldout.batch(i, stage.batch.rows) for i in range(HELDOUT_BATCHES)] if heldout else []
     summary: dict[str, float] = dict(extra)
     skipped = 0
     for step in range(done, stage.steps):
         start = time.perf_counter()
-        batch = data.batch(step, stage.batch.rows).to(run.device)
+        batch = data.batch(step, stage.batch.rows)
         sums = forward_backward(
             model,
             batch,
@@ -54,13 +52,16 @@ def main(run: StageRun) -> dict[str, float]:
             mtp_weight=stage.mtp_weight,
         )
         factor = wsd(step, stage.steps, stage.optim.warmup, stage.optim.decay, stage.optim.final)
-        grad_norm = optimizer.step(factor)
-        skipped = check_finite(sums.loss, grad_norm, skipped, run, step)
-        load, bias = balance_routers(model, sums.load_LE, stage.balance_speed)
+        norm = optimizer.step(factor)
+        worst, drift = balance_routers(model, sums.load_LE, stage.balance_speed)
+        loss, mtp, balance, entropy, grad_norm, load, bias = numbers(
+            sums.loss, sums.mtp, sums.balance, sums.entropy, norm, worst, drift
+        )
+        skipped = check_finite(loss, grad_norm, skipped, run, step)
         metrics = {
-            "loss": sums.loss,
-            "loss_mtp": sums.mtp,
-            "entropy": sums.entropy,
+            "loss": loss,
+            "loss_mtp": mtp,
+            "entropy": entropy,
             "lr": stage.optim.lr * factor,
             "grad_norm": grad_norm,
             "router_load_max": load,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from onebase.tokenizer import ChatTokenizer
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports it: kernels run on the CPU, as numpy
 
 MakeConfig = Callable[..., "ModelConfig"]
 MakeModel = Callable[..., "Transformer"]

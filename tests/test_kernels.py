@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from onebase.kernels import linear_logprob as linear_logprob_file
+from onebase.kernels.adamw import CHUNK, FusedAdamW, Hyper, adamw_ref
 from onebase.kernels.grouped_linear import grouped_linear, grouped_linear_ref
-from onebase.kernels.linear_logprob import linear_logprob, linear_logprob_ref
+from onebase.kernels.linear_logprob import linear_logprob, linear_logprob_ref, linear_nll
+from onebase.kernels.logit_rows import logit_gradient_ref, logit_stats_ref
 
 QUICK = settings(max_examples=25, deadline=None, derandomize=True)
 TOLERANCE = {torch.float64: (1e-12, 1e-12), torch.float32: (1e-4, 1e-5), torch.bfloat16: (3e-2, 3e-2)}
@@ -38,6 +40,10 @@ def numeric_gradient(f: Callable[[Tensor], Tensor], x: Tensor, step: float) -> T
 # -- grouped linear
 
 
+def ends(*counts: int) -> Tensor:
+    return torch.tensor(counts).cumsum(0).int()
+
+
 def values_and_gradients(f: Callable[..., Tensor], x: Tensor, w: Tensor, counts: Tensor) -> list[Tensor]:
     x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
     out = f(x, w, counts)
@@ -55,10 +61,10 @@ def values_and_gradients(f: Callable[..., Tensor], x: Tensor, w: Tensor, counts:
 def test_grouped_linear(counts: list[int], shape: tuple[int, int], dtype: torch.dtype, seed: int) -> None:
     """Empty groups in any place, and no rows at all."""
     D, out = shape
-    count_E = torch.tensor(counts)
+    end_E = ends(*counts)
     x, w = normal(seed, sum(counts), D).to(dtype), normal(seed + 1, len(counts), out, D).to(dtype)
-    ours = values_and_gradients(grouped_linear, x, w, count_E)
-    theirs = values_and_gradients(grouped_linear_ref, x.double(), w.double(), count_E)
+    ours = values_and_gradients(grouped_linear, x, w, end_E)
+    theirs = values_and_gradients(grouped_linear_ref, x.double(), w.double(), end_E)
     rtol, atol = TOLERANCE[dtype]
     for a, b in zip(ours, theirs, strict=True):
         assert a.dtype == dtype
@@ -66,7 +72,7 @@ def test_grouped_linear(counts: list[int], shape: tuple[int, int], dtype: torch.
 
 
 def test_grouped_linear_takes_transposed_views_and_strided_gradients() -> None:
-    counts = torch.tensor([3, 0, 2])
+    counts = ends(3, 0, 2)
     x, w = normal(1, 4, 5).T, normal(2, 3, 4, 6).transpose(1, 2)
     assert not x.is_contiguous() and not w.is_contiguous()
     for a, b in zip(
@@ -84,7 +90,7 @@ def test_grouped_linear_takes_transposed_views_and_strided_gradients() -> None:
 
 
 def test_grouped_linear_against_finite_differences_and_with_one_frozen_side() -> None:
-    counts = torch.tensor([2, 0, 1, 3])
+    counts = ends(2, 0, 1, 3)
     x, w = normal(3, 6, 3).requires_grad_(), normal(4, 4, 2, 3).requires_grad_()
     assert torch.autograd.gradcheck(lambda a, b: grouped_linear(a, b, counts), (x, w))
     both = torch.autograd.grad(grouped_linear(x, w, counts).square().sum(), (x, w))
@@ -97,7 +103,7 @@ def test_grouped_linear_against_finite_differences_and_with_one_frozen_side() ->
 def test_grouped_linear_refuses_counts_that_do_not_fit_the_rows(counts: list[int]) -> None:
     """Rows outside every group would come back as uninitialised memory."""
     with pytest.raises((AssertionError, RuntimeError)):
-        grouped_linear(normal(1, 5, 3), normal(2, 2, 4, 3), torch.tensor(counts))
+        grouped_linear(normal(1, 5, 3), normal(2, 2, 4, 3), ends(*counts))
 
 
 # -- log-probabilities of a linear head
@@ -184,3 +190,84 @@ def test_entropy_of_an_even_distribution_is_log_v(temperature: float) -> None:
         torch.zeros(3, 4), normal(1, 50, 4).float(), torch.zeros(3).long(), temperature
     )
     torch.testing.assert_close(entropy, torch.full((3,), 50.0).log())
+
+
+@pytest.mark.parametrize("n", [0, 1, 150])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_linear_nll_is_the_sum_of_the_log_probabilities(
+    n: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Value, entropy and gradient, also with one frozen side; nothing is computed where no gradient is
+    wanted."""
+    monkeypatch.setattr(linear_logprob_file, "CHUNK_BYTES", 1)
+    hidden, weight = normal(1, n, 12).to(dtype).requires_grad_(), normal(2, 37, 12).to(dtype).requires_grad_()
+    target = torch.randint(0, 37, (n,), generator=torch.Generator().manual_seed(3))
+    nll, entropy = linear_nll(hidden, weight, target)
+    logp, entropy_N = linear_logprob(hidden, weight, target)
+    torch.testing.assert_close(nll, -logp.sum())
+    torch.testing.assert_close(entropy, entropy_N.sum())
+    assert not entropy.requires_grad
+    ours = torch.autograd.grad(nll * 0.25, (hidden, weight))
+    theirs = torch.autograd.grad(-logp.sum() * 0.25, (hidden, weight))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-3)
+    frozen = linear_nll(hidden.detach(), weight, target)[0]
+    torch.testing.assert_close(torch.autograd.grad(frozen * 0.25, weight)[0], ours[1])
+    with torch.no_grad():
+        assert not linear_nll(hidden, weight, target)[0].requires_grad
+
+
+# -- what happens to the logits, and the optimizer's update: Triton, in its interpreter
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("shape", [(1, 5), (7, 37), (3, 4096), (2, 9001)])
+def test_logit_rows(shape: tuple[int, int], temperature: float) -> None:
+    kernels = pytest.importorskip("onebase.kernels.logit_rows_triton")
+    n, V = shape
+    logits = (normal(1, n, V) * 5).float()
+    logits[0, -1], logits[-1, 0] = 60.0, -float("inf")  # far above the others; a token that cannot be
+    target = torch.randint(1, V, (n,), generator=torch.Generator().manual_seed(2))
+    out = torch.full((3, n), float("nan"))
+    kernels.stats(logits, target, temperature, out)
+    wide = logits.double()
+    expected = logit_stats_ref(wide.clamp(min=-1e9), target, temperature)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    for dtype in (torch.float32, torch.bfloat16):
+        g = torch.full((n, V), float("nan"), dtype=dtype)
+        factor = normal(4, n).float()
+        kernels.gradient(logits, target, out[2], factor, temperature, g)
+        exact = logit_gradient_ref(wide, target, expected[2], factor.double(), temperature)
+        torch.testing.assert_close(
+            g.double(), exact, rtol=2**-7 if dtype != torch.float32 else 1e-4, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("grads", ["float32", "bfloat16", "both", "some"])
+def test_fused_adamw(grads: str) -> None:
+    """Three steps over tensors of all sizes against the plain formula in float64; one without a gradient is
+    left alone, and so is everything where `ok` is false."""
+    pytest.importorskip("triton")
+    shapes = [(3, 5), (CHUNK + 1,), (70, 130), (1,), (2, CHUNK)]
+    p, m, v = ([normal(10 * k + i, *s).float() for i, s in enumerate(shapes)] for k in range(3))
+    v = [t.square() for t in v]
+    copies = [t.bfloat16() for t in p]
+    decays = [0.1, 0.0, 0.1, 0.0, 0.2]
+    exact = [[t.double() for t in row] for row in zip(p, m, v, strict=True)]
+    kinds = {"both": [torch.float32, torch.bfloat16]}.get(grads, [getattr(torch, grads, torch.bfloat16)])
+    hyper, scale = Hyper(1e-2, 0.9, 0.999, 1e-8), torch.tensor(0.5)
+    fused = FusedAdamW(p, m, v, copies, decays)
+    for step in (1, 2, 3):
+        given = [normal(step * 100 + i, *s).to(kinds[i % len(kinds)]) for i, s in enumerate(shapes)]
+        held = [None if grads == "some" and i == 2 else g for i, g in enumerate(given)]
+        fused.step(held, scale, torch.tensor(True), torch.tensor(float(step)), hyper)
+        for row, g, decay in zip(exact, held, decays, strict=True):
+            if g is not None:
+                adamw_ref(*row[:1], g.double() * 0.5, *row[1:], None, decay, step, hyper)
+    for ours, theirs, copy in zip(zip(p, m, v, strict=True), exact, copies, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(copy.float(), ours[0], rtol=2**-7, atol=0)  # the interpreter cuts off
+    before = [t.clone() for t in (*p, *m, *v)]
+    fused.step(given, scale, torch.tensor(False), torch.tensor(4.0), hyper)
+    assert all(torch.equal(a, b) for a, b in zip(before, (*p, *m, *v), strict=True))

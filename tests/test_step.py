@@ -13,7 +13,7 @@ from torch import Tensor
 
 from onebase.data import Batch, pack
 from onebase.model.hf import HFCausalLM
-from onebase.train.step import Sums, balance_routers, forward_backward, heldout_loss, shift
+from onebase.train.step import Sums, balance_routers, forward_backward, heldout_loss, numbers, shift
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -78,6 +78,9 @@ def step(model: Any, batch: Batch, micro: int = 1, **options: Any) -> tuple[Sums
     model.zero_grad()
     defaults = {"document_mask": True, "balance_alpha": 0.01, "mtp_weight": 0.3}
     sums = forward_backward(model, batch, micro, **(defaults | options))
+    named = ("loss", "mtp", "balance", "entropy")
+    for name, value in zip(named, numbers(*(getattr(sums, n) for n in named)), strict=True):
+        setattr(sums, name, value)
     return sums, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from onebase.kernels.attention import attention
 from onebase.model.config import ModelConfig, YarnConfig
 
 
@@ -59,7 +60,7 @@ def rope_frequencies(dim: int, theta: float, yarn: YarnConfig | None) -> Tensor:
 
 
 class Rope(nn.Module):
-    """Rotations e^{i m f} for positions m, as complex64, times YaRN's attention factor."""
+    """Cosine and sine [..., R / 2, 2] of m f for positions m, float32, times YaRN's attention factor."""
 
     freq: Tensor
 
@@ -76,13 +77,18 @@ class Rope(nn.Module):
 
     def forward(self, position: Tensor) -> Tensor:
         angle = position[..., None].float() * self.freq
-        return torch.polar(torch.full_like(angle, self.factor), angle)
+        return torch.stack([angle.cos(), angle.sin()], -1).mul_(self.factor)
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Rotate the last dimension's pairs; `rotation` is complex and broadcasts against [..., R / 2]."""
-    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
+    """Rotate the last dimension's pairs; `rotation` [..., R / 2, 2] broadcasts against them."""
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if not x.is_cuda:  # one complex product is faster where nothing is compiled
+        turned = torch.view_as_complex(pairs.contiguous()) * torch.view_as_complex(rotation)
+        return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    cos, sin = rotation.unbind(-1)
+    even, odd = pairs.unbind(-1)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)
 
 
 class MLA(nn.Module):
@@ -116,24 +122,23 @@ class MLA(nn.Module):
             q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
         q_nope, q_rope = q.unflatten(-1, (self.H, self.N + self.R)).split([self.N, self.R], -1)
         latent, k_rope = self.kv_a_proj_with_mqa(x).split([self.C, self.R], -1)
-        rope = rotate(torch.cat([q_rope, k_rope.unsqueeze(-2)], -2), rotation.unsqueeze(-2))
+        rope = rotate(torch.cat([q_rope, k_rope.unsqueeze(-2)], -2), rotation.unsqueeze(-3))
         return q_nope, rope[..., :-1, :], self.kv_a_layernorm(latent), rope[..., -1, :]
 
-    def forward(
-        self, x_BTD: Tensor, rotation_BTR: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Attention over the row itself; `mask` [B, 1, T, T] is True where a token may look, None is causal.
+    def forward(self, x_BTD: Tensor, rotation: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention over the row itself; `mask` [B, 1, T, T] is True where a token may look, None is
+        causal."""
+        return self.prefill(x_BTD, rotation, mask)[0]
 
-        Returns the output and what a cache keeps of the row: latent [B, T, C] and rotated key [B, T, R]."""
-        q_nope, q_rope, latent, k_rope = self._project(x_BTD, rotation_BTR)
+    def prefill(self, x_BTD: Tensor, rotation: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`forward`'s output, and what a cache keeps of the row: latent and rotated key, [B, T, C + R]."""
+        q_nope, q_rope, latent, k_rope = self._project(x_BTD, rotation)
         kv = self.kv_b_proj(latent).unflatten(-1, (self.H, self.N + self.V))
         k_nope, v = kv.split([self.N, self.V], -1)
         q = torch.cat([q_nope, q_rope], -1).transpose(1, 2)
         k = torch.cat([k_nope, k_rope.unsqueeze(-2).expand(-1, -1, self.H, -1)], -1).transpose(1, 2)
-        out = F.scaled_dot_product_attention(
-            q, k, v.transpose(1, 2), attn_mask=mask, is_causal=mask is None, scale=self.scale
-        )
-        return self.o_proj(out.transpose(1, 2).flatten(2)), (latent, k_rope)
+        out = attention(q, k, v.transpose(1, 2), mask, self.scale)
+        return self.o_proj(out.transpose(1, 2).flatten(2)), torch.cat([latent, k_rope], -1)
 
     def decode(
         self, x_BD: Tensor, rotation_BR: Tensor, cache_BSK: Tensor, position_B: Tensor, bias_BS: Tensor

@@ -12,13 +12,13 @@ group by group; an expert may have none.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from onebase.kernels.expert_rows import Rows, by_expert
 from onebase.kernels.grouped_linear import grouped_linear
 from onebase.model.config import ModelConfig
 
@@ -74,8 +74,7 @@ class Router(nn.Module):
         return gate_NK * self.factor, index_NK, score_NE, own_NK
 
 
-@dataclass(slots=True)
-class Routing:
+class Routing(NamedTuple):
     """What one layer's router did in a forward pass."""
 
     load_E: Tensor
@@ -95,16 +94,19 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(E, 2 * width, D))
         self.down_proj = nn.Parameter(torch.empty(E, D, width))
 
-    def forward(self, x_ND: Tensor, gate_NK: Tensor, index_NK: Tensor, load_E: Tensor) -> Tensor:
-        N, K = index_NK.shape
-        order_M = index_NK.flatten().argsort()  # M = N K rows, by expert
-        back_M = torch.empty_like(order_M).scatter_(0, order_M, torch.arange(N * K, device=order_M.device))
-        gate_up = grouped_linear(_Rows.apply(x_ND, order_M, back_M, K), self.gate_up_proj, load_E)
+    def forward(self, x_ND: Tensor, gate_NK: Tensor, rows: Rows) -> Tensor:
+        """The gates are applied before the down projection, on F numbers per row instead of D: the same sum
+        (equation 12), and `down_proj`'s output need not be kept for the backward (SonicMoE, arXiv
+        2512.14080)."""
+        K = gate_NK.shape[1]
+        gate_up = grouped_linear(
+            _Rows.apply(x_ND, rows.order_M, rows.back_M, K), self.gate_up_proj, rows.end_E
+        )
         half = gate_up.shape[1] // 2
-        hidden = F.silu(gate_up[:, :half]) * gate_up[:, half:]
-        out_MD = grouped_linear(hidden, self.down_proj, load_E)
-        out_NKD = _Rows.apply(out_MD, back_M, order_M, 1).view(N, K, -1)
-        return torch.bmm(gate_NK.to(out_NKD.dtype).unsqueeze(1), out_NKD)[:, 0]
+        gate_M1 = _Rows.apply(gate_NK.view(-1, 1), rows.order_M, rows.back_M, 1)
+        hidden = (F.silu(gate_up[:, :half]) * gate_up[:, half:] * gate_M1).to(x_ND.dtype)
+        out_MD = grouped_linear(hidden, self.down_proj, rows.end_E)
+        return _Rows.apply(out_MD, rows.back_M, rows.order_M, 1).unflatten(0, (-1, K)).sum(1)
 
 
 class _Rows(torch.autograd.Function):
@@ -142,15 +144,13 @@ class MoE(nn.Module):
         route_NK = None if route_BTK is None else route_BTK.flatten(0, 1)
         gate_NK, index_NK, score_NE, own_NK = self.gate(x_ND, route_NK)
         E = score_NE.shape[1]
-        load_E = _count(index_NK.flatten(), E)
-        out_ND = self.experts(x_ND, gate_NK, index_NK, load_E) + self.shared_experts(x_ND)
+        rows = by_expert(index_NK, E)
+        out_ND = self.experts(x_ND, gate_NK, rows) + self.shared_experts(x_ND)
         shape = x_BTD.shape[:2]
-        balance = torch.zeros((), device=x_ND.device)
+        balance, load_E = torch.zeros((), device=x_ND.device), rows.count_E
         if self.training:
             if mask_BT is not None:
-                load_E = torch.zeros_like(load_E).scatter_add_(
-                    0, index_NK.flatten(), mask_BT.flatten().repeat_interleave(index_NK.shape[1]).long()
-                )
+                load_E = (mask_BT.float().view(1, -1) @ _chosen(index_NK, E))[0].long()
             balance = sequence_balance(score_NE.view(*shape, E), index_NK.shape[1], mask_BT)
         routing = Routing(load_E, balance, own_NK)
         return out_ND.view_as(x_BTD), routing
@@ -158,16 +158,14 @@ class MoE(nn.Module):
     def decode(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
         """(output, index_BK) of one token per row."""
         gate_BK, index_BK, *_ = self.gate(x_BD)
-        load_E = _count(index_BK.flatten(), self.gate.weight.shape[0])
-        return self.experts(x_BD, gate_BK, index_BK, load_E) + self.shared_experts(x_BD), index_BK
+        rows = by_expert(index_BK, self.gate.weight.shape[0])
+        return self.experts(x_BD, gate_BK, rows) + self.shared_experts(x_BD), index_BK
 
 
-def _count(index_M: Tensor, E: int) -> Tensor:
-    """Occurrences of each expert; like bincount, but with a fixed shape and so without a host
-    synchronisation."""
-    return torch.zeros(E, dtype=torch.int64, device=index_M.device).scatter_add_(
-        0, index_M, torch.ones_like(index_M)
-    )
+def _chosen(index: Tensor, E: int) -> Tensor:
+    """[..., E], 1.0 where an expert is among [..., K].  Counting by sums over it needs no host
+    synchronisation and no atomic additions onto a few numbers."""
+    return torch.zeros(*index.shape[:-1], E, device=index.device).scatter_(-1, index, 1.0)
 
 
 def sequence_balance(score_BTE: Tensor, K: int, mask_BT: Tensor | None) -> Tensor:
@@ -180,9 +178,7 @@ def sequence_balance(score_BTE: Tensor, K: int, mask_BT: Tensor | None) -> Tenso
     B, T, E = score_BTE.shape
     index_BTK = score_BTE.detach().topk(K, -1, sorted=False).indices
     one_BT = torch.ones(B, T, device=score_BTE.device) if mask_BT is None else mask_BT.float()
-    best_BE = torch.zeros(B, E, device=score_BTE.device).scatter_add_(
-        1, index_BTK.flatten(1), one_BT[..., None].expand(B, T, K).flatten(1)
-    )
+    best_BE = torch.bmm(one_BT.unsqueeze(1), _chosen(index_BTK, E))[:, 0]
     length_B1 = one_BT.sum(1, keepdim=True).clamp(min=1)
     f_BE = best_BE * (E / K) / length_B1
     p_BTE = score_BTE / score_BTE.sum(-1, keepdim=True)

@@ -46,14 +46,23 @@ class Block(nn.Module):
         mask: Tensor | None,
         real_BT: Tensor | None,
         route_BTK: Tensor | None = None,
-    ) -> tuple[Tensor, Routing | None, tuple[Tensor, Tensor]]:
-        attended, cache = self.self_attn(self.input_layernorm(x), rotation, mask)
-        x = x + attended
+    ) -> tuple[Tensor, Routing | None]:
+        x = x + self.self_attn(self.input_layernorm(x), rotation, mask)
+        return self._feed_forward(x, real_BT, route_BTK)
+
+    def prefill(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Routing | None, Tensor]:
+        """Causal; also the cache's entries [B, T, C + R]."""
+        attended, entry = self.self_attn.prefill(self.input_layernorm(x), rotation, None)
+        return *self._feed_forward(x + attended, None, None), entry
+
+    def _feed_forward(
+        self, x: Tensor, real_BT: Tensor | None, route_BTK: Tensor | None
+    ) -> tuple[Tensor, Routing | None]:
         h = self.post_attention_layernorm(x)
         if isinstance(self.mlp, MoE):
             out, routing = self.mlp(h, real_BT, route_BTK)
-            return x + out, routing, cache
-        return x + self.mlp(h), None, cache
+            return x + out, routing
+        return x + self.mlp(h), None
 
     def decode(
         self, x: Tensor, rotation: Tensor, cache: Tensor, position_B: Tensor, bias_BS: Tensor
@@ -86,7 +95,7 @@ class MTPBlock(Block):
         real_BT: Tensor | None,
     ) -> tuple[Tensor, Routing | None]:
         x = self.eh_proj(torch.cat([self.enorm(next_embedding), self.hnorm(hidden)], -1))
-        x, routing, _ = Block.forward(self, x, rotation, mask, real_BT)
+        x, routing = self(x, rotation, mask, real_BT)
         return self.norm(x), routing
 
 
@@ -150,7 +159,7 @@ class Transformer(nn.Module):
             route_BTK = None
             if route_BTLK is not None and isinstance(layer.mlp, MoE):
                 route_BTK = route_BTLK[:, :, len(routing)]
-            x, routed, _ = layer(x, rotation, mask, real_BT, route_BTK)
+            x, routed = layer(x, rotation, mask, real_BT, route_BTK)
             if routed is not None:
                 routing.append(routed)
         hidden = self.norm(x)
@@ -171,8 +180,8 @@ class Transformer(nn.Module):
         x = self.embed_tokens(ids_BT)
         entries, routes = [], []
         for layer in self.blocks():
-            x, routed, (latent, k_rope) = layer(x, rotation, None, None)
-            entries.append(torch.cat([latent, k_rope], -1))
+            x, routed, entry = layer.prefill(x, rotation)
+            entries.append(entry)
             if routed is not None:
                 routes.append(routed.own_NK.unflatten(0, ids_BT.shape))
         return self.norm(x), entries, routes

@@ -12,15 +12,17 @@ masters.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from onebase.kernels.adamw import FusedAdamW, Hyper
 from onebase.recipe import Optim
 
+MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch's AdamW calls them
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic that lifts small singular values fastest (Jordan et al.)
 
 
@@ -55,70 +57,136 @@ def _into_master(master: Tensor, p: Tensor) -> None:
 
 
 class Optimizer:
-    """One step over a model's parameters, with clipping by the global norm and float32 masters."""
+    """One step over a model's parameters, with clipping by the global norm and float32 masters.
 
-    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: Optim) -> None:
+    With one micro-batch per step a bf16 model's gradients are used as they are; with more they are summed in
+    float32, since a bf16 sum drops what is 256 times smaller."""
+
+    def __init__(
+        self, named: Iterable[tuple[str, nn.Parameter]], config: Optim, micro_batches: int | None = None
+    ) -> None:
+        """`micro_batches` per step; None: any number."""
         self.config = config
         self.params = [(n, p) for n, p in named if p.requires_grad]
         self.masters = [p if p.dtype == torch.float32 else p.detach().float().clone() for _, p in self.params]
+        self.sums = micro_batches != 1
         for (_, p), master in zip(self.params, self.masters, strict=True):
-            if master is not p:  # micro-batches add up in float32: a bf16 sum drops what is 256 times smaller
+            if master is not p and self.sums:
                 p.register_post_accumulate_grad_hook(partial(_into_master, master))
         muon = {n for n, p in self.params if config.name == "muon" and is_muon_matrix(n, p)}
-        self.muon = [(n, m) for (n, _), m in zip(self.params, self.masters, strict=True) if n in muon]
+        each = list(zip(self.params, self.masters, strict=True))
+        self.muon = [(n, m) for (n, _), m in each if n in muon]
         self.momentum = {n: torch.zeros_like(m) for n, m in self.muon}
-        rest = [(n, m) for (n, _), m in zip(self.params, self.masters, strict=True) if n not in muon]
+        self.rest = [(p, m) for (n, p), m in each if n not in muon]
         groups = [
-            {"params": [m for _, m in rest if m.dim() >= 2], "weight_decay": config.weight_decay},
-            {"params": [m for _, m in rest if m.dim() < 2], "weight_decay": 0.0},
+            {"params": [m for _, m in self.rest if m.dim() >= 2], "weight_decay": config.weight_decay},
+            {"params": [m for _, m in self.rest if m.dim() < 2], "weight_decay": 0.0},
         ]
         self.adamw = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=config.lr, betas=config.betas, eps=config.eps, fused=True
         )
+        self.fused: FusedAdamW | None = None
 
     @torch.no_grad()
-    def step(self, factor: float) -> float:
-        """Update with the learning rate times `factor`; returns the gradient's norm before clipping.
+    def step(self, factor: float, allow: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Update with the learning rate times `factor`; returns the gradient's norm before clipping, a
+        float32 scalar on the device: nothing here waits for a GPU.
 
-        A gradient that is not finite changes nothing (the caller counts it); gradients are dropped either
-        way."""
+        A gradient that is not finite changes nothing (the caller counts it), nor does one whose norm `allow`
+        maps to a false scalar; gradients are dropped either way."""
+        grads = [self._grad(p, m) for (_, p), m in zip(self.params, self.masters, strict=True)]
+        norms = torch._foreach_norm([g for g in grads if g is not None], 2, dtype=torch.float32)
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        ok = norm.isfinite()
+        if allow is not None:
+            ok = ok & allow(norm)
+        scale = (self.config.clip / (norm + 1e-6)).clamp(max=1.0)
+        lr = self.config.lr * factor
+        if norm.is_cuda:
+            grad_of = {id(m): g for m, g in zip(self.masters, grads, strict=True)}
+            self._muon_step(lr, scale, ok, grad_of)
+            self._adamw_on_gpu(lr, scale, ok, grad_of)
+        elif ok:
+            for m, g in zip(self.masters, grads, strict=True):
+                m.grad = None if g is None else g.float()
+            if scale < 1:
+                torch._foreach_mul_([m.grad for m in self.masters if m.grad is not None], scale)
+            self._muon_step(lr, None, None, {id(m): m.grad for m in self.masters})
+            self._adamw_on_cpu(lr)
         for (_, p), master in zip(self.params, self.masters, strict=True):
-            if master is not p and p.grad is not None:  # set by hand, not by a backward
-                _into_master(master, p)
-        norm = float(nn.utils.clip_grad_norm_(self.masters, self.config.clip))
-        if math.isfinite(norm):
-            lr = self.config.lr * factor
-            self._muon_step(lr)
-            for group in self.adamw.param_groups:
-                group["lr"] = lr
-            self.adamw.step()
-            for (_, p), master in zip(self.params, self.masters, strict=True):
-                if master is not p:
-                    p.copy_(master)
-        for master in self.masters:
-            master.grad = None
+            p.grad = master.grad = None
         return norm
 
-    def _muon_step(self, lr: float, beta: float = 0.95) -> None:
+    def _grad(self, p: nn.Parameter, master: Tensor) -> Tensor | None:
+        """Of the step: float32, or in the parameter's dtype where nothing had to be summed."""
+        if master is not p and self.sums and p.grad is not None:  # set by hand, not by a backward
+            _into_master(master, p)
+        return p.grad if master.grad is None else master.grad
+
+    def _adamw_on_cpu(self, lr: float) -> None:
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        self.adamw.step()
+        for p, master in self.rest:
+            if master is not p:
+                p.copy_(master)
+
+    def _adamw_on_gpu(self, lr: float, scale: Tensor, ok: Tensor, grad_of: dict[int, Tensor | None]) -> None:
+        """The same update in one launch; the state stays in torch's AdamW, so that either can go on."""
+        if not self.rest:
+            return
+        state = self.adamw.state
+        if self.fused is None:
+            count = None
+            for _, m in self.rest:
+                if m not in state:
+                    state[m] = {"step": torch.zeros((), device=m.device)}
+                    state[m] |= {k: torch.zeros_like(m) for k in MOMENTS}
+                count = state[m]["step"] = state[m]["step"] if count is None else count
+            decays = [self.config.weight_decay if m.dim() >= 2 else 0.0 for _, m in self.rest]
+            means, squares = ([state[m][k] for _, m in self.rest] for k in MOMENTS)
+            masters = [m.detach() for _, m in self.rest]
+            copies = [None if m is p else p.detach() for p, m in self.rest]
+            self.fused = FusedAdamW(masters, means, squares, copies, decays)
+        count = state[self.rest[0][1]]["step"]  # one tensor that all share
+        count += ok
+        hyper = Hyper(lr, *self.config.betas, self.config.eps)
+        self.fused.step([grad_of[id(m)] for _, m in self.rest], scale, ok, count, hyper)
+
+    def _muon_step(
+        self,
+        lr: float,
+        scale: Tensor | None,
+        ok: Tensor | None,
+        grad_of: dict[int, Tensor | None],
+        beta: float = 0.95,
+    ) -> None:
+        """`scale` clips (None: done already); with a false `ok` every product is by one and every sum with
+        zero."""
+        live: Any = 1.0 if ok is None else ok.float()
         by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         for name, master in self.muon:
-            if master.grad is None:
+            grad = grad_of[id(master)]
+            if grad is None:
                 continue
-            momentum = self.momentum[name].lerp_(master.grad, 1 - beta)
-            update = master.grad.lerp(momentum, beta)
-            master.mul_(1 - lr * self.config.weight_decay)
+            if ok is not None and scale is not None:
+                grad = torch.where(ok, grad.float() * scale, 0.0)
+            momentum = self.momentum[name].lerp_(grad, (1 - beta) * live)
+            update = grad.lerp(momentum, beta)
+            master.mul_(1 - lr * self.config.weight_decay * live)
             halves = 2 if name.endswith("gate_up_proj") else 1
             for w, u in zip(master.chunk(halves, -2), update.chunk(halves, -2), strict=True):
-                flat = (
-                    w.reshape(-1, *w.shape[-2:]) if w.dim() > 2 else w[None],
-                    u.reshape(-1, *u.shape[-2:]),
+                by_shape.setdefault((w.shape[-2], w.shape[-1]), []).append(
+                    (w, u.reshape(-1, *u.shape[-2:]) if u.dim() > 2 else u[None])
                 )
-                by_shape.setdefault((w.shape[-2], w.shape[-1]), []).append((w, flat[1]))
         for (rows, cols), pairs in by_shape.items():
-            whole = orthogonalise(torch.cat([u for _, u in pairs]))
-            scale = 0.2 * math.sqrt(max(rows, cols))
+            whole = orthogonalise(torch.cat([u for _, u in pairs])).mul_(live)
+            size = 0.2 * math.sqrt(max(rows, cols))
             for (w, _), piece in zip(pairs, whole.split([len(u) for _, u in pairs]), strict=True):
-                w.sub_(piece.view_as(w), alpha=lr * scale)
+                w.sub_(piece.view_as(w), alpha=lr * size)
+        for (name, p), master in zip(self.params, self.masters, strict=True):
+            if master is not p and name in self.momentum:
+                p.copy_(master)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -130,6 +198,7 @@ class Optimizer:
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.adamw.load_state_dict(state["adamw"])
+        self.fused = None  # its tables point at the old state
         for name, m in self.momentum.items():
             m.copy_(state["momentum"][name])
         for (_, p), ours, theirs in zip(self.params, self.masters, state["masters"], strict=True):

@@ -4,7 +4,8 @@ equal.
 `shift` is the one place where targets are shifted and masked: position t of a row predicts token t + depth,
 and only where both stand in the same document and the target is trained.  Losses are sums over targets
 divided by the number of targets in the *whole* step, so that accumulation over micro-batches gives exactly
-the step's gradient.
+the step's gradient.  Which positions are targets is worked out where the batch was made, on the host; nothing
+in a step waits for the device until `numbers` reads its results.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onebase.data import Batch
-from onebase.kernels.linear_logprob import linear_logprob
+from onebase.data import Batch, sent
+from onebase.kernels.linear_logprob import linear_nll
 from onebase.model.moe import update_bias
 
 
@@ -30,15 +31,20 @@ def shift(ids_BT: Tensor, trained_BT: Tensor, document_BT: Tensor, depth: int = 
 
 @dataclass(slots=True)
 class Sums:
-    """Sums of a step, over its micro-batches."""
+    """Sums of a step, over its micro-batches; the tensors are float32 scalars on the device."""
 
-    loss: float = 0.0
-    mtp: float = 0.0
-    balance: float = 0.0
-    entropy: float = 0.0
-    targets: int = 0
-    tokens: int = 0
+    loss: Tensor
+    mtp: Tensor
+    balance: Tensor
+    entropy: Tensor
+    targets: int
+    tokens: int
     load_LE: list[Tensor] = field(default_factory=list)
+
+
+def numbers(*values: Tensor) -> list[float]:
+    """Scalars from the device, all in one transfer: where a step waits."""
+    return torch.stack([v.detach().double() for v in values]).tolist()
 
 
 def forward_backward(
@@ -53,34 +59,35 @@ def forward_backward(
     """Accumulate the gradient of  mean nll + mtp_weight * mean mtp nll + balance_alpha * balance.
 
     The balance loss is the mean over rows and layers of `sequence_balance`; the MTP loss is averaged over its
-    targets as V3's equation 25 for depth 1."""
+    targets as V3's equation 25 for depth 1.  `batch` is best left on the host: its parts are sent from
+    here."""
     masks = [shift(batch.ids_BT, batch.trained_BT, batch.document_BT, d)[1] for d in (1, 2)]
     total, total_mtp = (max(1, int(m.sum())) for m in masks)
     B = batch.ids_BT.shape[0]
     assert micro_batches <= B, f"accumulate={micro_batches} > rows={B}"
-    sums = Sums(targets=total, tokens=int((batch.document_BT >= 0).sum()))
+    device = model.head_weight.device
+    zero = torch.zeros((), device=device)
+    sums = Sums(zero, zero, zero, zero, total, int((batch.document_BT >= 0).sum()))
     for rows in torch.arange(B).tensor_split(micro_batches):
         part = Batch(*(getattr(batch, f)[rows[0] : rows[-1] + 1] for f in Batch.__slots__))
-        real_BT = part.document_BT >= 0
-        document = part.document_BT if document_mask else None
-        out = model(
-            part.ids_BT, part.position_BT if document_mask else None, document, real_BT, mtp_weight > 0
-        )
+        there = part.to(device)
+        document = there.document_BT if document_mask else None
+        position = there.position_BT if document_mask else None
+        out = model(there.ids_BT, position, document, there.document_BT >= 0, mtp_weight > 0)
         nll, entropy = _nll(model, out.hidden_BTD, part, 1)
         loss = nll / total
         if out.mtp_hidden_BTD is not None:
             nll_mtp, _ = _nll(model, out.mtp_hidden_BTD, part, 2)
             loss = loss + mtp_weight * nll_mtp / total_mtp
-            sums.mtp += float(nll_mtp.detach()) / total_mtp
+            sums.mtp = sums.mtp + nll_mtp.detach() / total_mtp
         if out.routing:
             balance = torch.stack([r.balance for r in out.routing]).mean() * (len(rows) / B)
             loss = loss + balance_alpha * balance
-            sums.balance += float(balance.detach())
-            load_LE = torch.stack([r.load_E for r in out.routing])
-            sums.load_LE.append(load_LE)
+            sums.balance = sums.balance + balance.detach()
+            sums.load_LE.append(torch.stack([r.load_E for r in out.routing]))
         loss.backward()
-        sums.loss += float(nll.detach()) / total
-        sums.entropy += float(entropy) / total
+        sums.loss = sums.loss + nll.detach() / total
+        sums.entropy = sums.entropy + entropy / total
     return sums
 
 
@@ -88,35 +95,38 @@ def _nll(model: Any, hidden_BTD: Tensor, part: Batch, depth: int) -> tuple[Tenso
     """Summed negative log-likelihood (and entropy) of the part's targets; the head runs on target positions
     only."""
     target_BT, mask_BT = shift(part.ids_BT, part.trained_BT, part.document_BT, depth)
-    logp_N, entropy_N = linear_logprob(hidden_BTD[mask_BT], model.head_weight, target_BT[mask_BT])
-    return -logp_N.sum(), entropy_N.sum()
+    place_N, device = mask_BT.flatten().nonzero()[:, 0], hidden_BTD.device
+    target_N = target_BT.flatten()[place_N]
+    hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, sent(place_N, device))
+    return linear_nll(hidden_ND, model.head_weight, sent(target_N, device))
 
 
-def balance_routers(model: Any, load_LE: list[Tensor], speed: float) -> tuple[float, float]:
+def balance_routers(model: Any, load_LE: list[Tensor], speed: float) -> tuple[Tensor, Tensor]:
     """Move every router's selection bias by the step's load; returns the largest load over the mean, averaged
-    over layers, and the largest absolute bias (its drift)."""
+    over layers, and the largest absolute bias (its drift), as scalars on the device."""
     if not load_LE:
-        return 1.0, 0.0
+        device = model.head_weight.device
+        return torch.ones((), device=device), torch.zeros((), device=device)
     load = torch.stack(load_LE).sum(0)
     layers = model.moe_layers()[: len(load)]
-    for layer, load_E in zip(layers, load, strict=True):
-        if speed:
+    if speed:
+        for layer, load_E in zip(layers, load, strict=True):
             update_bias(layer.gate, load_E, speed)
     worst = (load.max(1).values / load.float().mean(1).clamp(min=1)).mean()
-    bias = max(float(layer.gate.e_score_correction_bias.abs().max()) for layer in layers)
-    return float(worst), bias
+    return worst, torch.stack([layer.gate.e_score_correction_bias for layer in layers]).abs().max()
 
 
 @torch.no_grad()
 def heldout_loss(model: Any, batches: list[Batch], document_mask: bool) -> float:
     """Mean negative log-likelihood per target, in nats."""
     model.eval()
-    total, targets = 0.0, 0
+    device = model.head_weight.device
+    total, targets = torch.zeros((), device=device), 0
     for batch in batches:
-        document = batch.document_BT if document_mask else None
-        out = model(batch.ids_BT, batch.position_BT if document_mask else None, document, None, False)
-        nll, _ = _nll(model, out.hidden_BTD, batch, 1)
-        total += float(nll)
+        there = batch.to(device)
+        document = there.document_BT if document_mask else None
+        out = model(there.ids_BT, there.position_BT if document_mask else None, document, None, False)
+        total = total + _nll(model, out.hidden_BTD, batch, 1)[0]
         targets += int(shift(batch.ids_BT, batch.trained_BT, batch.document_BT)[1].sum())
     model.train()
-    return total / max(1, targets)
+    return float(total) / max(1, targets)
