@@ -53,7 +53,7 @@ class Batch:
 def sent(t: Tensor, device: torch.device) -> Tensor:
     """`t` on the device; a GPU takes it from pinned memory, so that the host does not wait."""
     if device.type == "cuda" and t.device.type == "cpu":
-        return t.pin_memory().to(device, non_blocking=True)
+        return t.contiguous().pin_memory().to(device, non_blocking=True)
     return t.to(device)
 
 
