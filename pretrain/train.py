@@ -21,10 +21,11 @@ from onebase.recipe import Pretrain, Source
 from onebase.stage import StageRun
 from onebase.tokenizer import ChatTokenizer, train
 from onebase.train import state
+from onebase.train.compiled import compile_blocks
 from onebase.train.flops import peak_flops, train_flops_per_token
 from onebase.train.optim import Optimizer
 from onebase.train.schedule import wsd
-from onebase.train.step import balance_routers, forward_backward, heldout_loss, numbers
+from onebase.train.step import Later, balance_routers, forward_backward, heldout_loss
 
 HELDOUT_BATCHES = 4
 KEPT = ("loss", "heldout_loss", "bits_per_byte")
@@ -34,6 +35,7 @@ def main(run: StageRun) -> dict[str, float]:
     stage: Pretrain = run.stage
     tokenizer, model = _start(run)
     model.train()
+    compile_blocks(model)
     model.config.max_position_embeddings = max(model.config.max_position_embeddings, stage.batch.length)
     optimizer = Optimizer(model.named_parameters(), stage.optim, stage.batch.accumulate)
     done, extra = state.load(run.folder / "state", model, optimizer, run.device)
@@ -50,9 +52,39 @@ def main(run: StageRun) -> dict[str, float]:
     flops = train_flops_per_token(model.config, stage.batch.length, stage.mtp_weight > 0)
     peak = peak_flops(run.device, run.recipe.dtype)
     summary: dict[str, float] = dict(extra)
-    skipped = 0
+    skipped, since = 0, time.perf_counter()
+
+    def finish(step: int, tokens: int, factor: float, values: Later, heldout_now: bool) -> None:
+        """Read a step's numbers and log it."""
+        nonlocal skipped, since
+        loss, mtp, balance, entropy, grad_norm, load, bias = values.read()
+        skipped = check_finite(loss, grad_norm, skipped, run, step)
+        seconds = time.perf_counter() - since
+        metrics = {
+            "loss": loss,
+            "loss_mtp": mtp,
+            "balance": balance,
+            "entropy": entropy,
+            "lr": stage.optim.lr * factor,
+            "grad_norm": grad_norm,
+            "router_load_max": load,
+            "router_bias_max": bias,
+            "tokens": tokens,
+            "tokens_per_second": tokens / seconds,
+            "mfu": tokens / seconds * flops / peak,
+        }
+        if heldout_now:
+            metrics["heldout_loss"] = heldout_loss(model, held, stage.document_mask)
+            if per_token is not None:
+                metrics["bits_per_byte"] = bits_per_byte(metrics["heldout_loss"], per_token)
+        summary.update({k: metrics[k] for k in KEPT if k in metrics})
+        run.log.step(
+            step + 1, stage.steps, metrics, ("loss", "heldout_loss", "router_load_max", "tokens_per_second")
+        )
+        since = time.perf_counter()
+
+    open_steps: list[tuple[int, int, float, Later]] = []  # launched, not yet read: at most one between steps
     for step in range(done, stage.steps):
-        start = time.perf_counter()
         batch = data.batch(step, stage.batch.rows)
         sums = forward_backward(
             model,
@@ -65,34 +97,15 @@ def main(run: StageRun) -> dict[str, float]:
         factor = wsd(step, stage.steps, stage.optim.warmup, stage.optim.decay, stage.optim.final)
         norm = optimizer.step(factor)
         worst, drift = balance_routers(model, sums.load_LE, stage.balance_speed)
-        loss, mtp, balance, entropy, grad_norm, load, bias = numbers(
-            sums.loss, sums.mtp, sums.balance, sums.entropy, norm, worst, drift
-        )
-        skipped = check_finite(loss, grad_norm, skipped, run, step)
-        seconds = time.perf_counter() - start
-        metrics = {
-            "loss": loss,
-            "loss_mtp": mtp,
-            "balance": balance,
-            "entropy": entropy,
-            "lr": stage.optim.lr * factor,
-            "grad_norm": grad_norm,
-            "router_load_max": load,
-            "router_bias_max": bias,
-            "tokens": sums.tokens,
-            "tokens_per_second": sums.tokens / seconds,
-            "mfu": sums.tokens / seconds * flops / peak,
-        }
+        values = Later(sums.loss, sums.mtp, sums.balance, sums.entropy, norm, worst, drift)
+        open_steps.append((step, sums.tokens, factor, values))
         last = step + 1 == stage.steps
-        if held and ((step + 1) % stage.eval_every == 0 or last):
-            metrics["heldout_loss"] = heldout_loss(model, held, stage.document_mask)
-            if per_token is not None:
-                metrics["bits_per_byte"] = bits_per_byte(metrics["heldout_loss"], per_token)
-        summary.update({k: metrics[k] for k in KEPT if k in metrics})
-        run.log.step(
-            step + 1, stage.steps, metrics, ("loss", "heldout_loss", "router_load_max", "tokens_per_second")
-        )
-        if (step + 1) % stage.checkpoint_every == 0 and not last:
+        evaluates = bool(held) and ((step + 1) % stage.eval_every == 0 or last)
+        saves = (step + 1) % stage.checkpoint_every == 0 and not last
+        # a GPU works on this step while the one before is logged
+        while len(open_steps) > (0 if evaluates or saves or last else 1):
+            finish(*open_steps.pop(0), heldout_now=evaluates and not open_steps)
+        if saves:
             state.save(run.folder / "state", step + 1, model, optimizer, summary)
     checkpoint.save(run.folder / "checkpoint", model, tokenizer)
     card.write(run.folder / "checkpoint", recipe=run.recipe, stage=run.name, summary=summary, data=stage.data)

@@ -5,7 +5,7 @@ equal.
 and only where both stand in the same document and the target is trained.  Losses are sums over targets
 divided by the number of targets in the *whole* step, so that accumulation over micro-batches gives exactly
 the step's gradient.  Which positions are targets is worked out where the batch was made, on the host; nothing
-in a step waits for the device until `numbers` reads its results.
+in a step waits for the device until its results are read (`Later`).
 """
 
 from __future__ import annotations
@@ -42,9 +42,30 @@ class Sums:
     load_LE: list[Tensor] = field(default_factory=list)
 
 
+class Later:
+    """Scalars on their way from the device.  Read after the next step has been launched, they make no one
+    wait."""
+
+    def __init__(self, *values: Tensor) -> None:
+        stacked = torch.stack([v.detach().double() for v in values])
+        self.there: torch.cuda.Event | None = None
+        if stacked.is_cuda:
+            self.numbers = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=True)
+            self.numbers.copy_(stacked, non_blocking=True)
+            self.there = torch.cuda.Event()
+            self.there.record()
+        else:
+            self.numbers = stacked
+
+    def read(self) -> list[float]:
+        if self.there is not None:
+            self.there.synchronize()
+        return self.numbers.tolist()
+
+
 def numbers(*values: Tensor) -> list[float]:
-    """Scalars from the device, all in one transfer: where a step waits."""
-    return torch.stack([v.detach().double() for v in values]).tolist()
+    """Scalars from the device, all in one transfer, at once."""
+    return Later(*values).read()
 
 
 def forward_backward(
