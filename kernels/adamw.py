@@ -14,10 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
+
+if find_spec("triton") is not None:
+    from onebase.kernels import adamw_triton as triton_kernels
 
 CHUNK = 8192  # numbers per program
 
@@ -78,8 +82,6 @@ class FusedAdamW:
     ) -> None:
         """`scale`, `ok` and `step` are scalars on the device (float32, bool, float32); `step` counts from 1.
         Tensors without a gradient are left alone."""
-        from onebase.kernels.adamw_triton import launch
-
         by_dtype: dict[torch.dtype, list[int]] = {}
         held: list[Tensor | None] = [None if g is None else g.contiguous() for g in grads]
         for i, g in enumerate(held):
@@ -95,7 +97,9 @@ class FusedAdamW:
             if self.device.type == "cuda":
                 pointers = pointers.pin_memory().to(self.device, non_blocking=True)
             tensor_C, start_C = self._chunks(tuple(members))
-            launch(self, pointers, dtype, tensor_C, start_C, scale, ok, corrections, hyper)
+            triton_kernels.launch(
+                self, pointers, dtype, tensor_C, start_C, scale, ok, corrections, hyper, CHUNK
+            )
 
     def _chunks(self, members: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         if members not in self.chunks:

@@ -9,8 +9,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from onebase.kernels.adamw import CHUNK, Hyper
-
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
@@ -73,11 +71,12 @@ def launch(
     scale: Tensor,
     ok: Tensor,
     corrections: Tensor,
-    hyper: Hyper,
+    hyper: Any,
+    chunk: int,
 ) -> None:
     _adamw[(len(tensor_C),)](
         owner.pointer_4N, gradients, owner.size_N, owner.decay_N, tensor_C, start_C, scale,
         ok.to(torch.int32), corrections, len(owner.sizes), hyper.lr, hyper.beta1, hyper.beta2, hyper.eps,
         G=TYPES[dtype], C=TYPES[owner.copy_dtype or torch.float32], HAS_COPY=owner.copy_dtype is not None,
-        CHUNK=CHUNK, BLOCK=1024, num_warps=4,
+        CHUNK=chunk, BLOCK=1024, num_warps=4,
     )  # fmt: skip

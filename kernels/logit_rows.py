@@ -12,10 +12,13 @@ after it take); plain torch passes over the chunk about eight times.
 
 from __future__ import annotations
 
-from typing import Any
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+
+if find_spec("triton") is not None:
+    from onebase.kernels import logit_rows_triton as triton_kernels
 
 
 def logit_stats_ref(logits_NV: Tensor, target_N: Tensor, temperature: float) -> Tensor:
@@ -39,9 +42,7 @@ def logit_gradient_ref(
 def logit_stats(logits_NV: Tensor, target_N: Tensor, temperature: float, out_3N: Tensor) -> None:
     """Writes logp, entropy and norm of each row to `out_3N`."""
     if logits_NV.is_cuda:
-        from onebase.kernels import logit_rows_triton as kernels
-
-        kernels.stats(logits_NV, target_N, temperature, out_3N)
+        triton_kernels.stats(logits_NV, target_N, temperature, out_3N)
     else:
         out_3N.copy_(logit_stats_ref(logits_NV, target_N, temperature))
 
@@ -56,9 +57,7 @@ def logit_gradient(
 ) -> Tensor:
     """[N, V] in `dtype`."""
     if logits_NV.is_cuda:
-        from onebase.kernels import logit_rows_triton as kernels
-
-        out: Any = torch.empty(logits_NV.shape, dtype=dtype, device=logits_NV.device)
-        kernels.gradient(logits_NV, target_N, norm_N, factor_N, temperature, out)
+        out = torch.empty(logits_NV.shape, dtype=dtype, device=logits_NV.device)
+        triton_kernels.gradient(logits_NV, target_N, norm_N, factor_N, temperature, out)
         return out
     return logit_gradient_ref(logits_NV, target_N, norm_N, factor_N, temperature).to(dtype)

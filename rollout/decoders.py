@@ -66,7 +66,7 @@ class NativeDecoder:
             self.routes.put_tokens(routes, position_N)
         return head_logits(hidden, self.model.head_weight)
 
-    def move(self, source: int, target: int) -> None:
+    def move(self, source: Tensor, target: Tensor) -> None:
         for cache in self.caches:
             cache[target] = cache[source]
         if self.routes is not None:
@@ -109,5 +109,5 @@ class HFDecoder:
         hidden = self._run(ids_N[:, None], position_N[:, None], mask)[:, 0]
         return head_logits(hidden, self.model.head_weight)
 
-    def move(self, source: int, target: int) -> None:
+    def move(self, source: Tensor, target: Tensor) -> None:
         self.cache.move(source, target)

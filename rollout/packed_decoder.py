@@ -147,19 +147,14 @@ class PackedDecoder:
         if layer.moe is not None:
             router, E = layer.moe.gate, self.config.n_routed_experts
             score = wide[:, 2 * width :].sigmoid()
-            index = router.choose(score)
+            index, gate = router.choose(score)
             routes.append(index)
-            gate = score.gather(1, index)
-            if router.normalise:
-                gate = gate / (gate.sum(-1, keepdim=True) + 1e-20)
-            if router.factor != 1.0:
-                gate = gate * router.factor
             dense = torch.zeros_like(score).scatter_(1, index, gate)
             routed = hidden[:, width - E * self.config.moe_intermediate_size :].unflatten(1, (E, -1))
             routed.mul_(dense[..., None])
         return torch.addmm(x, hidden, layer.down)
 
-    def move(self, source: int, target: int) -> None:
+    def move(self, source: Tensor, target: Tensor) -> None:
         for cache in self.caches:
             cache[target] = cache[source]
         if self.routes is not None:

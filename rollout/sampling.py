@@ -8,10 +8,14 @@ distribution; both run on the device without a generator's state.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+if find_spec("triton") is not None:
+    from onebase.kernels import draw_triton as triton_kernels
 
 
 def _i64(x: int) -> int:
@@ -66,6 +70,8 @@ def draw(
 
     Temperature 0 is greedy, with the log-probability at T = 1.  `logits_NV` is float32 and may be changed in
     place."""
+    if logits_NV.is_cuda and not kinds.cut:
+        return triton_kernels.draw(logits_NV, uniform_N, temperature_N)
     if kinds.scaled:
         logits_NV.div_(torch.where(temperature_N == 0, 1.0, temperature_N)[:, None])
     p_NV = logits_NV.softmax(-1)

@@ -22,6 +22,7 @@ from onebase.errors import UserError
 from onebase.model.transformer import Transformer
 from onebase.rollout.decoders import HFDecoder, NativeDecoder, RouteLog
 from onebase.rollout.engine import Request, Rollout, check_requests, generate
+from onebase.rollout.fused_decoder import FusedDecoder
 from onebase.rollout.named_weights import logprobs_of, named_weights
 from onebase.rollout.packed_decoder import PackedDecoder, fits
 from onebase.rollout.sampling import Kinds, draw, uniform
@@ -59,7 +60,8 @@ class _Slots:
     """[slots, longest completion]"""
     out_logp: Tensor
 
-    def move(self, source: int, target: int) -> None:
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Rows `source` to the places of `target`, which are others."""
         for field in self.__slots__:
             tensor = getattr(self, field)
             tensor[target] = tensor[source]
@@ -71,15 +73,21 @@ class TorchEngine:
     ) -> None:
         self.model, self.pad_id = model, tokenizer_pad_id
         self.slots, self.max_length = slots, max_length
+        # a prefill takes a GPU about as long for one prompt as for many, so some places are waited for
+        self.least = 1 if model.head_weight.device.type == "cpu" else max(1, slots // 16)
         weight = model.head_weight
         self.device = weight.device
-        self.decoder: PackedDecoder | NativeDecoder | HFDecoder
+        self.decoder: PackedDecoder | FusedDecoder | NativeDecoder | HFDecoder
         self.routes: RouteLog | None = None
         if isinstance(model, Transformer):
             if record_routes and model.trunk_moe_layers():
                 self.routes = RouteLog(model, slots, max_length)
-            small = self.device.type == "cpu" and weight.dtype == torch.float32 and fits(model.config)
-            self.decoder = (PackedDecoder if small else NativeDecoder)(model, slots, max_length, self.routes)
+            kind: type[PackedDecoder] | type[FusedDecoder] | type[NativeDecoder] = NativeDecoder
+            if self.device.type == "cpu" and weight.dtype == torch.float32 and fits(model.config):
+                kind = PackedDecoder
+            elif FusedDecoder.fits(model):
+                kind = FusedDecoder
+            self.decoder = kind(model, slots, max_length, self.routes)
         else:
             self.decoder = HFDecoder(model, slots, max_length)
         self.vocab_size = weight.shape[0]
@@ -129,7 +137,7 @@ class TorchEngine:
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Rollout]]:
         """Admit what fits, draw one token for every running request (on a GPU some), hand back what ended."""
-        if self.waiting and len(self.owner) < self.slots:
+        if self.waiting and (not self.owner or self.slots - len(self.owner) >= self.least):
             self._admit()
             ended = self._harvest()
             if ended or not self.owner:
@@ -305,7 +313,9 @@ class TorchEngine:
             self._advance(n, min(self.max_length, -(-longest // BUCKET) * BUCKET))
             return
         rows = next(b for b in _buckets(self.slots) if b >= n)
-        length = next(b for b in _buckets(self.max_length) if b >= longest)
+        length = self.max_length
+        if not isinstance(self.decoder, FusedDecoder):  # which reads what is there, and no more
+            length = next(b for b in _buckets(self.max_length) if b >= longest)
         if not self.capturable:
             self._advance(rows, length)
             return
@@ -355,14 +365,18 @@ class TorchEngine:
                 routes=None if self.routes is None else self._routes(row, len(r.prompt_ids) + n - 1),
             )
             ended.append((i, rollout))
-        for row in reversed(done):
-            last = len(owner) - 1
-            if row != last:
-                self.decoder.move(last, row)
-                s.move(last, row)
-                owner[row] = owner[last]
-            owner.pop()
-            s.done[last] = True
+        left = len(owner) - len(done)
+        holes = [row for row in done if row < left]
+        gone = set(done)
+        last = [row for row in range(left, len(owner)) if row not in gone]
+        for hole, row in zip(holes, last, strict=True):
+            owner[hole] = owner[row]
+        if holes:
+            source, target = (torch.tensor(rows, device=self.device) for rows in (last, holes))
+            self.decoder.move(source, target)
+            s.move(source, target)
+        s.done[left : len(owner)] = True
+        del owner[left:]
         return ended
 
     def _routes(self, row: int, positions: int) -> Tensor:
@@ -371,13 +385,13 @@ class TorchEngine:
 
 
 def _buckets(most: int) -> list[int]:
-    """Powers of two from 32 up, and `most`."""
+    """Powers of two from 32 up and three halves of them, and `most`."""
     sizes = []
     n = 32
     while n < most:
-        sizes.append(n)
+        sizes += [n, n + n // 2]
         n *= 2
-    return [*sizes, most]
+    return [*(s for s in sizes if s < most), most]
 
 
 def checksum(t: Tensor) -> float:

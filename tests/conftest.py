@@ -8,6 +8,7 @@ through the environment, so that tests which never use torch do not import it.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from onebase.tokenizer import ChatTokenizer
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports it: kernels run on the CPU, as numpy
+if shutil.which("nvidia-smi") is None:  # before anything imports it: kernels run on the CPU, as numpy
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 MakeConfig = Callable[..., "ModelConfig"]
 MakeModel = Callable[..., "Transformer"]

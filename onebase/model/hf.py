@@ -57,7 +57,7 @@ class SlotCache:
                 buffer[slot_N, :, : new.shape[2]] = new[row_N]
         self.fresh.clear()
 
-    def move(self, source: int, target: int) -> None:
+    def move(self, source: Tensor, target: Tensor) -> None:
         for pair in self.buffers.values():
             for buffer in pair:
                 buffer[target] = buffer[source]

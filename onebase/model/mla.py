@@ -113,14 +113,21 @@ class MLA(nn.Module):
         if config.rope_scaling is not None:
             self.scale *= yarn_mscale(config.rope_scaling.factor, config.rope_scaling.mscale_all_dim) ** 2
 
+    def query(self, x: Tensor) -> Tensor:
+        """[..., H (N + R)], not yet rotated."""
+        if self.q_lora_rank is None:
+            return self.q_proj(x)
+        return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+
+    def absorbed(self) -> tuple[Tensor, Tensor]:
+        """Views of `kv_b_proj`: W_uk [H, N, C] and W_uv [H, V, C]."""
+        w_uk, w_uv = self.kv_b_proj.weight.view(self.H, self.N + self.V, self.C).split([self.N, self.V], 1)
+        return w_uk, w_uv
+
     def _project(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """q_nope [..., H, N], q_rope [..., H, R], latent [..., C], k_rope [..., R], rotated and
         normalised."""
-        if self.q_lora_rank is None:
-            q = self.q_proj(x)
-        else:
-            q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
-        q_nope, q_rope = q.unflatten(-1, (self.H, self.N + self.R)).split([self.N, self.R], -1)
+        q_nope, q_rope = self.query(x).unflatten(-1, (self.H, self.N + self.R)).split([self.N, self.R], -1)
         latent, k_rope = self.kv_a_proj_with_mqa(x).split([self.C, self.R], -1)
         rope = rotate(torch.cat([q_rope, k_rope.unsqueeze(-2)], -2), rotation.unsqueeze(-3))
         return q_nope, rope[..., :-1, :], self.kv_a_layernorm(latent), rope[..., -1, :]
@@ -152,7 +159,7 @@ class MLA(nn.Module):
         entry = torch.cat([latent, k_rope], -1)
         index = position_B[:, None, None].expand(-1, 1, entry.shape[-1])
         cache_BSK.scatter_(1, index, entry.unsqueeze(1))
-        w_uk, w_uv = self.kv_b_proj.weight.view(self.H, self.N + self.V, self.C).split([self.N, self.V], 1)
+        w_uk, w_uv = self.absorbed()
         q_latent = torch.bmm(q_nope.transpose(0, 1), w_uk).transpose(0, 1)  # [B, H, C]
         q = torch.cat([q_latent, q_rope], -1)
         score = torch.bmm(q, cache_BSK.transpose(1, 2)).float().mul_(self.scale).add_(bias_BS[:, None])

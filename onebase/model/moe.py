@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 from onebase.kernels.expert_rows import Rows, by_expert
 from onebase.kernels.grouped_linear import grouped_linear
+from onebase.kernels.router import choose, gates_ref
+from onebase.kernels.router_logits import router_logits
+from onebase.kernels.swiglu import swiglu
 from onebase.model.config import ModelConfig
 
 
@@ -49,29 +52,32 @@ class Router(nn.Module):
         self.K, self.groups, self.topk_group = config.num_experts_per_tok, config.n_group, config.topk_group
         self.normalise, self.factor = config.norm_topk_prob, config.routed_scaling_factor
 
-    def choose(self, score_NE: Tensor) -> Tensor:
-        """index_NK of the chosen experts."""
-        biased = score_NE + self.e_score_correction_bias
-        if self.groups > 1:
-            grouped = biased.unflatten(-1, (self.groups, -1))
-            best = grouped.topk(2, -1).values.sum(-1).topk(self.topk_group, -1).indices
-            closed = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter_(-1, best, False)
-            biased = grouped.masked_fill(closed[..., None], float("-inf")).flatten(-2)
-        return biased.topk(self.K, -1, sorted=False).indices
+    def scores(self, x_ND: Tensor) -> Tensor:
+        """score_NE, float32."""
+        return router_logits(x_ND, self.weight).sigmoid()
+
+    def choose(self, score_NE: Tensor) -> tuple[Tensor, Tensor]:
+        """(index_NK, gate_NK) without gradient."""
+        return choose(
+            score_NE,
+            self.e_score_correction_bias,
+            self.K,
+            self.groups,
+            self.topk_group,
+            self.normalise,
+            self.factor,
+        )
 
     def forward(self, x_ND: Tensor, route_NK: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(gate_NK, index_NK, score_NE, own_NK).  `route_NK` replays choices made elsewhere (R3, arXiv
         2510.11370: own scores, restricted to those experts), but for tokens whose first entry is negative;
         own_NK is what this router would have chosen."""
-        score_NE = F.linear(x_ND.float(), self.weight.float()).sigmoid()
+        score_NE = self.scores(x_ND)
         with torch.no_grad():
-            own_NK = index_NK = self.choose(score_NE)
+            own_NK = index_NK = self.choose(score_NE.detach())[0]
             if route_NK is not None:
                 index_NK = torch.where(route_NK[:, :1] < 0, own_NK, route_NK)
-        gate_NK = score_NE.gather(1, index_NK)
-        if self.normalise:
-            gate_NK = gate_NK / (gate_NK.sum(-1, keepdim=True) + 1e-20)
-        return gate_NK * self.factor, index_NK, score_NE, own_NK
+        return gates_ref(score_NE, index_NK, self.normalise, self.factor), index_NK, score_NE, own_NK
 
 
 class Routing(NamedTuple):
@@ -102,9 +108,8 @@ class Experts(nn.Module):
         gate_up = grouped_linear(
             _Rows.apply(x_ND, rows.order_M, rows.back_M, K), self.gate_up_proj, rows.end_E
         )
-        half = gate_up.shape[1] // 2
         gate_M1 = _Rows.apply(gate_NK.view(-1, 1), rows.order_M, rows.back_M, 1)
-        hidden = (F.silu(gate_up[:, :half]) * gate_up[:, half:] * gate_M1).to(x_ND.dtype)
+        hidden = swiglu(gate_up, gate_M1[:, 0])
         out_MD = grouped_linear(hidden, self.down_proj, rows.end_E)
         return _Rows.apply(out_MD, rows.back_M, rows.order_M, 1).unflatten(0, (-1, K)).sum(1)
 
@@ -157,7 +162,7 @@ class MoE(nn.Module):
 
     def decode(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
         """(output, index_BK) of one token per row."""
-        gate_BK, index_BK, *_ = self.gate(x_BD)
+        index_BK, gate_BK = self.gate.choose(self.gate.scores(x_BD))
         rows = by_expert(index_BK, self.gate.weight.shape[0])
         return self.experts(x_BD, gate_BK, rows) + self.shared_experts(x_BD), index_BK
 
