@@ -9,7 +9,10 @@ exactly its own number of tokens, evenly spread over `--shortest` to `--longest`
 from __future__ import annotations
 
 import argparse
+import cProfile
+import io
 import json
+import pstats
 import time
 from pathlib import Path
 from typing import Any
@@ -46,8 +49,9 @@ def ours(requests: list[Request], slots: int, length: int, profile: Path | None)
     engine.generate(requests)
     first = time.perf_counter() - start
     torch.cuda.synchronize()
+    host = cProfile.Profile() if profile is not None else None
     start = time.perf_counter()
-    rollouts = engine.generate(requests)
+    rollouts = host.runcall(engine.generate, requests) if host is not None else engine.generate(requests)
     seconds = time.perf_counter() - start
     assert [len(r.completion_ids) for r in rollouts] == [r.max_tokens for r in requests]
     if profile is not None:
@@ -57,6 +61,9 @@ def ours(requests: list[Request], slots: int, length: int, profile: Path | None)
             sort_by="self_cuda_time_total", row_limit=60, max_name_column_width=110
         )
         profile.write_text(table)
+        text = io.StringIO()
+        pstats.Stats(host, stream=text).sort_stats("tottime").print_stats(40)
+        profile.with_suffix(".host.txt").write_text(text.getvalue())
     return report(f"onebase, {slots} slots", requests, seconds, {"first_seconds": first})
 
 

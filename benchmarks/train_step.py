@@ -27,7 +27,7 @@ from onebase.recipe import Optim
 from onebase.train.compiled import compile_blocks
 from onebase.train.flops import GPU_PEAKS, train_flops_per_token
 from onebase.train.optim import Optimizer
-from onebase.train.step import balance_routers, forward_backward, numbers
+from onebase.train.step import Later, balance_routers, forward_backward
 
 YARDSTICK = ModelConfig(
     vocab_size=32768,
@@ -53,17 +53,17 @@ def batch_of(rows: int, length: int, vocab: int, seed: int = 0) -> Batch:
     return Batch(ids, torch.ones_like(ids, dtype=torch.bool), place, torch.zeros_like(ids))
 
 
-def ours(config: ModelConfig, batch: Batch, compiled: bool) -> tuple[Callable[[], list[float]], Any]:
+def ours(config: ModelConfig, batch: Batch, compiled: bool) -> tuple[Callable[[], Later], Any]:
     model = on_gpu(config).train()
     if compiled:
         compile_blocks(model)
     optimizer = Optimizer(model.named_parameters(), Optim(), 1)
 
-    def step() -> list[float]:
+    def step() -> Later:
         sums = forward_backward(model, batch, 1, document_mask=False, balance_alpha=1e-4, mtp_weight=0.0)
         norm = optimizer.step(1.0)
         worst, drift = balance_routers(model, sums.load_LE, 1e-3)
-        return numbers(sums.loss, norm, worst, drift)
+        return Later(sums.loss, norm, worst, drift)
 
     return step, model
 
@@ -83,7 +83,7 @@ def on_gpu(config: ModelConfig) -> Transformer:
     return to_dtype(model, torch.bfloat16)
 
 
-def theirs(config: ModelConfig, batch: Batch, compiled: bool) -> tuple[Callable[[], list[float]], Any]:
+def theirs(config: ModelConfig, batch: Batch, compiled: bool) -> tuple[Callable[[], Later], Any]:
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
     hf_config = DeepseekV3Config(
@@ -99,32 +99,33 @@ def theirs(config: ModelConfig, batch: Batch, compiled: bool) -> tuple[Callable[
     adamw = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
     ids: Tensor = batch.ids_BT.cuda()
 
-    def step() -> list[float]:
+    def step() -> Later:
         loss = runs(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adamw.step()
         adamw.zero_grad()
-        return numbers(loss, norm)
+        return Later(loss, norm)
 
     return step, model
 
 
-def measure(step: Callable[[], list[float]], steps: int, warm: int) -> tuple[list[float], list[float]]:
+def measure(step: Callable[[], Later], steps: int, warm: int) -> tuple[list[float], list[float]]:
     for _ in range(warm):
         step()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     seconds = []
+    before, start = step(), time.perf_counter()
     for _ in range(steps):
-        start = time.perf_counter()
-        last = step()  # ends with a transfer, and so with the work done
-        torch.cuda.synchronize()
+        now = step()
+        before.read()  # as the training loop does: a step's numbers while the next one runs
         seconds.append(time.perf_counter() - start)
-    return seconds, last
+        before, start = now, time.perf_counter()
+    return seconds, before.read()
 
 
-def profile(step: Callable[[], list[float]], file: Path) -> None:
+def profile(step: Callable[[], Later], file: Path) -> None:
     """Seconds by kernel over three steps."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
         for _ in range(3):

@@ -41,8 +41,19 @@ def by_expert_ref(index_NK: Tensor, E: int) -> Rows:
 def by_expert(index_NK: Tensor, E: int) -> Rows:
     """`index_NK` int64 in [0, E), contiguous."""
     if index_NK.is_cuda:
-        return Rows(*triton_kernels.by_expert(index_NK.view(-1), E))
+        order_M, back_M, end_E, _ = triton_kernels.place(index_NK.view(-1), E, 1, None)
+        return Rows(order_M, back_M, end_E, end_E.long().diff(prepend=torch.zeros_like(end_E[:1]).long()))
     return by_expert_ref(index_NK, E)
+
+
+def place(index_NK: Tensor, gate_NK: Tensor, E: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(token_M, back_M, end_E, gate_M): of each row its token and its gate, and as in `Rows`.  For decoding:
+    no gradient."""
+    K = index_NK.shape[1]
+    if index_NK.is_cuda:
+        return triton_kernels.place(index_NK.view(-1), E, K, gate_NK.view(-1))
+    rows = by_expert_ref(index_NK, E)
+    return rows.order_M // K, rows.back_M, rows.end_E, gate_NK.flatten()[rows.order_M]
 
 
 def combine(rows_MD: Tensor, back_M: Tensor, K: int, added_ND: Tensor, residual_ND: Tensor) -> Tensor:

@@ -21,23 +21,30 @@ def _histogram(index, hist, M, E, blocks, E_PAD: tl.constexpr, BLOCK: tl.constex
 
 
 @triton.jit
-def _place(index, ends, order, back, M, E, blocks, E_PAD: tl.constexpr, BLOCK: tl.constexpr):
+def _place(
+    index, ends, order, back, end, gate, gate_rows, M, E, blocks, K: tl.constexpr, E_PAD: tl.constexpr,
+    BLOCK: tl.constexpr, GATES: tl.constexpr,
+):  # fmt: skip
     """`ends` is the running sum of the histogram, expert by expert and block by block."""
     program = tl.program_id(0)
     at = program * BLOCK + tl.arange(0, BLOCK)
     e = tl.arange(0, E_PAD)
     mine = tl.load(index + at, mask=at < M, other=E_PAD)
     hit = (mine[:, None] == e[None, :]).to(tl.int32)
-    end = tl.load(ends + e * blocks + program, mask=e < E, other=0)
-    start = end.to(tl.int32) - tl.sum(hit, 0)
+    start = tl.load(ends + e * blocks + program, mask=e < E, other=0) - tl.sum(hit, 0)
     rank = tl.cumsum(hit, 0) - 1
     row = tl.sum(tl.where(hit > 0, rank + start[None, :], 0), 1)
     tl.store(back + at, row.to(tl.int64), mask=at < M)
-    tl.store(order + row, at.to(tl.int64), mask=at < M)
+    tl.store(order + row, (at // K).to(tl.int64), mask=at < M)  # K = 1: the entry itself
+    if GATES:
+        tl.store(gate_rows + row, tl.load(gate + at, mask=at < M), mask=at < M)
+    if program == 0:
+        tl.store(end + e, tl.load(ends + e * blocks + blocks - 1, mask=e < E, other=0), mask=e < E)
 
 
-def by_expert(index_M: Tensor, E: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(order_M, back_M, end_E, count_E): a counting sort, stable and deterministic."""
+def place(index_M: Tensor, E: int, K: int, gate_M: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(order_M // K, back_M, end_E, gate_M in the order of the rows): a counting sort, stable and
+    deterministic."""
     M = index_M.shape[0]
     blocks = triton.cdiv(M, BLOCK)
     pad = triton.next_power_of_2(E)
@@ -45,9 +52,14 @@ def by_expert(index_M: Tensor, E: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _histogram[(blocks,)](index_M, hist_EB, M, E, blocks, E_PAD=pad, BLOCK=BLOCK)
     ends = hist_EB.view(-1).cumsum(0, dtype=torch.int32)
     order_M, back_M = torch.empty_like(index_M), torch.empty_like(index_M)
-    _place[(blocks,)](index_M, ends, order_M, back_M, M, E, blocks, E_PAD=pad, BLOCK=BLOCK)
-    end_E = ends.view(E, blocks)[:, -1].contiguous()
-    return order_M, back_M, end_E, hist_EB.sum(1)
+    end_E = torch.empty(E, dtype=torch.int32, device=index_M.device)
+    gated = gate_M is not None
+    gate_rows = torch.empty_like(gate_M) if gate_M is not None else end_E
+    _place[(blocks,)](
+        index_M, ends, order_M, back_M, end_E, gate_M if gated else end_E, gate_rows, M, E, blocks, K=K,
+        E_PAD=pad, BLOCK=BLOCK, GATES=gated,
+    )  # fmt: skip
+    return order_M, back_M, end_E, gate_rows
 
 
 @triton.jit

@@ -27,10 +27,10 @@ def _choose(
         g = tl.arange(0, G_PAD)
         of_group = tl.full([ROWS, G_PAD], -float("inf"), tl.float32)
         for i in tl.static_range(GROUPS):
-            mine = tl.where((group == i)[None, :], biased, -float("inf"))
-            first = tl.max(mine, 1)
-            at = tl.argmax(mine, 1)
-            second = tl.max(tl.where(e[None, :] == at[:, None], -float("inf"), mine), 1)
+            members = tl.where((group == i)[None, :], biased, -float("inf"))
+            first = tl.max(members, 1)
+            leader = tl.argmax(members, 1)
+            second = tl.max(tl.where(e[None, :] == leader[:, None], -float("inf"), members), 1)
             of_group = tl.where((g == i)[None, :], (first + second)[:, None], of_group)
         allowed = tl.zeros([ROWS, E_PAD], tl.int32)
         for _ in tl.static_range(OPEN):

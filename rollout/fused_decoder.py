@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onebase.kernels import mla_decode
-from onebase.kernels.expert_rows import by_expert, combine
+from onebase.kernels.expert_rows import combine, place
 from onebase.kernels.grouped_linear import grouped_linear
 from onebase.kernels.linear_logprob import head_logits
 from onebase.kernels.swiglu import swiglu
@@ -83,9 +83,8 @@ def _experts(moe: MoE, h_ND: Tensor, x_ND: Tensor) -> tuple[Tensor, Tensor]:
     """(x + experts(h), index_NK)."""
     index_NK, gate_NK = moe.gate.choose(moe.gate.scores(h_ND))
     K = index_NK.shape[1]
-    rows = by_expert(index_NK, moe.gate.weight.shape[0])
+    token_M, back_M, end_E, gate_M = place(index_NK, gate_NK, moe.gate.weight.shape[0])
     shared = F.silu(moe.shared_experts.gate_proj(h_ND)) * moe.shared_experts.up_proj(h_ND)
-    made = grouped_linear(h_ND.index_select(0, rows.order_M // K), moe.experts.gate_up_proj, rows.end_E)
-    hidden = swiglu(made, gate_NK.view(-1).index_select(0, rows.order_M))
-    out = grouped_linear(hidden, moe.experts.down_proj, rows.end_E)
-    return combine(out, rows.back_M, K, moe.shared_experts.down_proj(shared), x_ND), index_NK
+    made = grouped_linear(h_ND.index_select(0, token_M), moe.experts.gate_up_proj, end_E)
+    out = grouped_linear(swiglu(made, gate_M), moe.experts.down_proj, end_E)
+    return combine(out, back_M, K, moe.shared_experts.down_proj(shared), x_ND), index_NK

@@ -19,7 +19,8 @@ from onebase.model.checkpoint import to_dtype
 from onebase.model.config import ModelConfig
 from onebase.model.transformer import Transformer, init_weights
 from onebase.recipe import Optim
-from onebase.rollout.engine import Request
+from onebase.rollout.decoders import NativeDecoder
+from onebase.rollout.engine import Request, Rollout
 from onebase.rollout.fused_decoder import FusedDecoder
 from onebase.rollout.torch_engine import TorchEngine
 from onebase.train.compiled import compile_blocks
@@ -70,6 +71,9 @@ def test_routing(N: int, E: int, K: int, groups: int, opened: int) -> None:
     rows, plain = expert_rows.by_expert(index, E), expert_rows.by_expert_ref(index, E)
     for a, b in zip(rows, plain, strict=True):
         assert torch.equal(a.long(), b.long())
+    token, back, end, gate_M = expert_rows.place(index, gate, E)
+    assert torch.equal(token, rows.order_M // K) and torch.equal(back, rows.back_M)
+    assert torch.equal(end, rows.end_E) and torch.equal(gate_M, gate.flatten()[rows.order_M])
     x, y, z = normal(1, N * K, 96), normal(2, N, 96), normal(3, N, 96)
     exact = x.double()[rows.back_M].unflatten(0, (-1, K)).sum(1) + y.double() + z.double()
     assert error(expert_rows_triton.combine(x, rows.back_M, K, y, z), exact) < 3e-3
@@ -137,8 +141,8 @@ def test_draws_follow_the_distribution(V: int) -> None:
     p = logits[0].double().softmax(-1)
     assert (token == 9).sum() == 0 and (token.diff() >= 0).all()  # the inverse of the distribution rises
     assert abs(float((token == 7).double().mean() - p[7])) < 2 / n
-    exact = torch.searchsorted(p.cumsum(-1), uniform.double(), right=True)
-    assert (token != exact).sum() <= 2 + n // 500
+    end = p.cumsum(-1)[token]  # the drawn token's stretch holds the number, to float32's rounding of the sums
+    assert (end > uniform - 2e-6).all() and (end - p[token] < uniform + 2e-6).all()
     torch.testing.assert_close(logp.double(), p[token].log(), rtol=1e-5, atol=1e-5)
     greedy, best = draw_triton.draw(rows, uniform, torch.zeros(n, device="cuda"))
     assert (greedy == 7).all() and error(best, p[7].log().expand(n)) < 1e-5
@@ -208,9 +212,23 @@ def test_compiled_blocks_give_the_same_gradients() -> None:
         assert b < max(0.1, 1.5 * a), f"{name}: eager {a:.3f}, compiled {b:.3f}"
 
 
+@torch.no_grad()
+def distance(model: Transformer, rollouts: list[Rollout]) -> tuple[float, float]:
+    off: list[float] = []
+    for r in rollouts:
+        ids = torch.tensor([[*r.prompt_ids, *r.completion_ids]], device="cuda")
+        logits = (model(ids).hidden_BTD[0] @ model.head_weight.T).log_softmax(-1)
+        at = torch.arange(len(r.prompt_ids) - 1, ids.shape[1] - 1, device="cuda")
+        off += (logits[at, ids[0, at + 1]].cpu() - torch.tensor(r.logp_rollout)).abs().tolist()
+    return sum(off) / len(off), sorted(off)[int(0.99 * len(off))]
+
+
 @pytest.mark.parametrize("changes", [{}, {"q_lora_rank": 48}, {"n_group": 4, "topk_group": 2}])
-def test_the_fused_engine_holds_the_models_log_probabilities(changes: dict[str, Any]) -> None:
-    """Rows of different lengths that come and go; against the forward of the whole sequence."""
+def test_the_fused_engine_holds_the_models_log_probabilities(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of different lengths that come and go: as near to the float64 forward of the whole sequence as
+    plain torch in bf16 comes."""
     model = small(**changes).eval()
     engine = TorchEngine(model, 0, 24, 200, record_routes=True)
     assert isinstance(engine.decoder, FusedDecoder)
@@ -222,15 +240,13 @@ def test_the_fused_engine_holds_the_models_log_probabilities(changes: dict[str, 
         for i in range(70)
     ]
     once = engine.generate(requests)
-    off: list[float] = []
-    for r in once:
-        ids = torch.tensor([[*r.prompt_ids, *r.completion_ids]], device="cuda")
-        with torch.no_grad():
-            logits = (model(ids).hidden_BTD[0] @ model.head_weight.T).float().log_softmax(-1)
-        at = torch.arange(len(r.prompt_ids) - 1, ids.shape[1] - 1, device="cuda")
-        own = logits[at, ids[0, at + 1]].cpu()
-        off += (own - torch.tensor(r.logp_rollout)).abs().tolist()
-    assert sum(off) / len(off) < 0.02 and sorted(off)[int(0.99 * len(off))] < 0.2
+    monkeypatch.setattr(FusedDecoder, "fits", lambda model: False)
+    plain = TorchEngine(model, 0, 24, 200, record_routes=True)
+    assert isinstance(plain.decoder, NativeDecoder)
+    wide = small(**changes).eval().double()
+    off = [distance(wide, rollouts) for rollouts in (once, plain.generate(requests))]
+    print("mean and 99 % of |logp - exact|: fused", off[0], "plain", off[1])
+    assert off[0][0] < 1.2 * off[1][0] + 1e-3 and off[0][1] < 1.5 * off[1][1] + 1e-2, off
     again = engine.generate(requests)
     same = sum(a.completion_ids == b.completion_ids for a, b in zip(once, again, strict=True))
     assert same >= 60  # other rows beside them change roundings, and those a draw now and then

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -10,11 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from onebase.kernels import expert_rows, mla_decode, router, swiglu
 from onebase.kernels import linear_logprob as linear_logprob_file
 from onebase.kernels.adamw import CHUNK, FusedAdamW, Hyper, adamw_ref
 from onebase.kernels.grouped_linear import grouped_linear, grouped_linear_ref
 from onebase.kernels.linear_logprob import linear_logprob, linear_logprob_ref, linear_nll
 from onebase.kernels.logit_rows import logit_gradient_ref, logit_stats_ref
+from onebase.model.mla import rotate
+
+if find_spec("triton") is not None:
+    from onebase.kernels import (
+        draw_triton,
+        expert_rows_triton,
+        mla_decode_triton,
+        router_triton,
+        swiglu_triton,
+    )
 
 QUICK = settings(max_examples=25, deadline=None, derandomize=True)
 TOLERANCE = {torch.float64: (1e-12, 1e-12), torch.float32: (1e-4, 1e-5), torch.bfloat16: (3e-2, 3e-2)}
@@ -271,3 +283,115 @@ def test_fused_adamw(grads: str) -> None:
     before = [t.clone() for t in (*p, *m, *v)]
     fused.step(given, scale, torch.tensor(False), torch.tensor(4.0), hyper)
     assert all(torch.equal(a, b) for a, b in zip(before, (*p, *m, *v), strict=True))
+
+
+# -- experts: routing, order, SwiGLU; decoding and drawing
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(37, 8, 2, 1, 1), (5, 32, 4, 1, 1), (16, 12, 3, 4, 2), (33, 256, 8, 8, 4), (1, 2, 1, 1, 1), (130, 4, 4, 1, 1)],
+)  # fmt: skip
+def test_routing_and_the_order_of_rows(shape: tuple[int, int, int, int, int]) -> None:
+    pytest.importorskip("triton")
+    N, E, K, groups, opened = shape
+    score, bias = normal(1, N, E).sigmoid().float(), (normal(2, E) * 0.3).float()
+    index, gate = router_triton.choose(score, bias, K, groups, opened, True, 2.5)
+    ref = router.choose_ref(score, bias, K, groups, opened)
+    assert torch.equal(index.sort(1).values, ref.sort(1).values)
+    torch.testing.assert_close(gate, router.gates_ref(score, index, True, 2.5))
+    bare = router_triton.choose(score, bias, K, groups, opened, False, 1.0)[1]
+    torch.testing.assert_close(bare, score.gather(1, index))
+    rows = expert_rows.by_expert_ref(index, E)
+    order, back, end, _ = expert_rows_triton.place(index.view(-1), E, 1, None)
+    for a, b in zip((order, back, end), rows[:3], strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(
+        expert_rows_triton.place(index.view(-1), E, K, gate.view(-1)),
+        expert_rows.place(index, gate, E),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+    out, added, residual = normal(3, N * K, 24).float(), normal(4, N, 24).float(), normal(5, N, 24).float()
+    torch.testing.assert_close(
+        expert_rows_triton.combine(out, back, K, added, residual),
+        expert_rows.combine(out, back, K, added, residual),
+    )
+
+
+@QUICK
+@given(n=st.integers(1, 40), E=st.integers(1, 9), seed=st.integers(0, 99))
+def test_rows_come_in_the_order_of_experts_and_tokens(n: int, E: int, seed: int) -> None:
+    index = torch.randint(0, E, (n, 2), generator=torch.Generator().manual_seed(seed))
+    order, back, end, count = expert_rows.by_expert(index, E)
+    flat = index.flatten()
+    keys = [(int(flat[i]), i) for i in order.tolist()]
+    assert keys == sorted(keys) and torch.equal(order[back], torch.arange(2 * n))
+    assert count.tolist() == [int((flat == e).sum()) for e in range(E)]
+    assert end.tolist() == count.cumsum(0).tolist()
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (33, 512), (3, 5000), (7, 96), (0, 16)])
+def test_swiglu(shape: tuple[int, int]) -> None:
+    pytest.importorskip("triton")
+    M, F = shape
+    both, w, g = normal(1, M, 2 * F).requires_grad_(), normal(2, M).requires_grad_(), normal(3, M, F)
+    exact = swiglu.swiglu_ref(both, w)
+    grads = torch.autograd.grad(exact, (both, w), g)
+    if M:
+        narrow = both.detach().float(), w.detach().float()
+        torch.testing.assert_close(swiglu_triton.forward(*narrow).double(), exact, rtol=1e-5, atol=1e-5)
+        for a, b in zip(swiglu_triton.backward(*narrow, g.float()), grads, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
+    silu = both[:, :F] / (1 + (-both[:, :F]).exp())
+    torch.testing.assert_close(swiglu.swiglu(both, w), silu * both[:, F:] * w[:, None])
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 32, 16, 70, 1), (2, 3, 64, 16, 300, 4), (1, 8, 128, 32, 90, 2)])
+def test_mla_decode(shape: tuple[int, int, int, int, int, int]) -> None:
+    """Positions 0 and the last; rows that a split leaves empty; what the cache holds elsewhere stays."""
+    pytest.importorskip("triton")
+    B, H, C, R, S, splits = shape
+    cache, position = normal(1, B + 1, S + 5, C + R).half(), torch.tensor([0, S - 1, 17][:B])
+    q = normal(2, B, H, C + R).half()
+    got = mla_decode_triton.attend(q, cache[:B, :S], position, C, 0.1, splits)
+    exact = mla_decode.attend_ref(q.double(), cache[:B, :S].double(), position, C, 0.1)
+    torch.testing.assert_close(got.double(), exact, rtol=2e-3, atol=2e-3)
+    wide, made, gain = normal(3, B, H, 24 + R).half(), normal(4, B, C + R).half(), normal(5, C).half()
+    angle = normal(6, B, R // 2).float()
+    rotation = torch.stack([angle.cos(), angle.sin()], -1)
+    out, before = torch.full((B, H, C + R), 7.0).half(), cache.clone()
+    mla_decode_triton.enter(wide, made, rotation, gain, 1e-6, cache[:B, :S], position, out)
+    latent = torch.nn.functional.rms_norm(made[:, :C].float(), (C,), gain.float(), 1e-6)
+    entry = torch.cat([latent, rotate(made[:, C:].float(), rotation)], -1)
+    rows = torch.arange(B)
+    torch.testing.assert_close(cache[rows, position].float(), entry, rtol=2e-3, atol=2e-3)
+    turned = rotate(wide[..., 24:].float(), rotation[:, None])
+    torch.testing.assert_close(out[..., C:].float(), turned, rtol=2e-3, atol=2e-3)
+    assert (out[..., :C] == 7).all()
+    cache[rows, position] = before[rows, position]
+    assert torch.equal(cache, before)
+
+
+@pytest.mark.parametrize("V", [37, 4096, 9001])
+def test_drawing(V: int) -> None:
+    """The token whose stretch of the cumulative distribution holds the number; closed tokens never; greedy
+    rows; numbers at the very end."""
+    pytest.importorskip("triton")
+    n = 60
+    logits = (normal(1, n, V) * 3).float()
+    logits[:, 3] = -float("inf")
+    logits[:, -1] = -float("inf")
+    g = torch.Generator().manual_seed(2)
+    uniform, temperature = torch.rand(n, generator=g), torch.rand(n, generator=g) + 0.3
+    uniform[:2], temperature[::4] = torch.tensor([0.0, 1 - 2**-22]), 0.0
+    token, logp = draw_triton.draw(logits, uniform, temperature)
+    t = torch.where(temperature == 0, 1.0, temperature).double()
+    p = (logits.double() / t[:, None]).softmax(-1)
+    rows = torch.arange(n)
+    torch.testing.assert_close(logp.double(), p[rows, token].log(), rtol=1e-5, atol=1e-5)
+    greedy = temperature == 0
+    assert torch.equal(token[greedy], logits[greedy].argmax(-1))
+    end = p.cumsum(-1)[rows, token]
+    held = (end > uniform - 1e-6) & (end - p[rows, token] < uniform + 1e-6)
+    assert held[~greedy].all() and (p[rows, token] > 0).all()

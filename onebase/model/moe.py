@@ -181,7 +181,8 @@ def sequence_balance(score_BTE: Tensor, K: int, mask_BT: Tensor | None) -> Tenso
     neither the bias nor the groups play a part); P_e the mean of the normalised affinity.  Its minimum is
     1."""
     B, T, E = score_BTE.shape
-    index_BTK = score_BTE.detach().topk(K, -1, sorted=False).indices
+    score_NE = score_BTE.detach().flatten(0, 1)
+    index_BTK = choose(score_NE, torch.zeros_like(score_NE[0]), K, 1, 1, False, 1.0)[0].view(B, T, K)
     one_BT = torch.ones(B, T, device=score_BTE.device) if mask_BT is None else mask_BT.float()
     best_BE = torch.bmm(one_BT.unsqueeze(1), _chosen(index_BTK, E))[:, 0]
     length_B1 = one_BT.sum(1, keepdim=True).clamp(min=1)
