@@ -67,19 +67,17 @@ def ours(requests: list[Request], slots: int, length: int, profile: Path | None)
     return report(f"onebase, {slots} slots", requests, seconds, {"first_seconds": first})
 
 
-def bare_vllm(requests: list[Request], slots: int, length: int, folder: Path) -> dict[str, Any]:
-    from vllm import LLM, SamplingParams
+def vllm(requests: list[Request], slots: int, length: int, folder: Path) -> list[dict[str, Any]]:
+    """vLLM alone, then the same requests through our engine around it, then a proven weight sync."""
+    from vllm import SamplingParams
+
+    from benchmarks.train_step import YARDSTICK, on_gpu
+    from onebase.rollout.vllm_engine import VLLMEngine
+    from onebase.rollout.weight_sync import WeightSync
 
     start = time.perf_counter()
-    llm = LLM(
-        str(folder),
-        dtype="bfloat16",
-        max_model_len=length,
-        max_num_seqs=slots,
-        skip_tokenizer_init=True,
-        disable_log_stats=True,
-        gpu_memory_utilization=0.6,
-    )
+    engine = VLLMEngine(str(folder), "bfloat16", slots, length, memory_share=0.5)
+    llm = engine.llm
     prompts: Any = [{"prompt_token_ids": r.prompt_ids} for r in requests]
     params = [
         SamplingParams(
@@ -93,7 +91,20 @@ def bare_vllm(requests: list[Request], slots: int, length: int, folder: Path) ->
     done = llm.generate(prompts, params, use_tqdm=False)
     seconds = time.perf_counter() - start
     assert [len(o.outputs[0].token_ids) for o in done] == [r.max_tokens for r in requests]
-    return report(f"vLLM, {slots} sequences", requests, seconds, {"first_seconds": first})
+    rows = [report(f"vLLM, {slots} sequences", requests, seconds, {"first_seconds": first})]
+    start = time.perf_counter()
+    rollouts = engine.generate(requests)
+    seconds = time.perf_counter() - start
+    assert [len(r.completion_ids) for r in rollouts] == [r.max_tokens for r in requests]
+    rows.append(report(f"onebase around vLLM, {slots}", requests, seconds, {}))
+    sync = WeightSync(on_gpu(YARDSTICK), engine, True)
+    for version in (1, 2, 3):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        proof = sync.push(version)
+        rows.append({"system": "weight sync into vLLM", "seconds": time.perf_counter() - start} | proof)
+        print(rows[-1], flush=True)
+    return rows
 
 
 def save_folder(folder: Path) -> None:
@@ -131,7 +142,7 @@ def main() -> None:
             if not (args.folder / "config.json").is_file():
                 save_folder(args.folder)
                 torch.cuda.empty_cache()
-            rows.append(bare_vllm(requests, slots, length, args.folder))
+            rows += vllm(requests, slots, length, args.folder)
         else:
             rows.append(ours(requests, slots, length, args.profile))
     if args.json:

@@ -376,6 +376,7 @@ class TorchEngine:
             self.decoder.move(source, target)
             s.move(source, target)
         s.done[left : len(owner)] = True
+        s.position[left : len(owner)] = 0  # a graph for more rows computes them: within any cached length
         del owner[left:]
         return ended
 

@@ -290,8 +290,15 @@ def test_fused_adamw(grads: str) -> None:
 
 @pytest.mark.parametrize(
     "shape",
-    [(37, 8, 2, 1, 1), (5, 32, 4, 1, 1), (16, 12, 3, 4, 2), (33, 256, 8, 8, 4), (1, 2, 1, 1, 1), (130, 4, 4, 1, 1)],
-)  # fmt: skip
+    [
+        (37, 8, 2, 1, 1),
+        (5, 32, 4, 1, 1),
+        (16, 12, 3, 4, 2),
+        (33, 256, 8, 8, 4),
+        (1, 2, 1, 1, 1),
+        (130, 4, 4, 1, 1),
+    ],
+)
 def test_routing_and_the_order_of_rows(shape: tuple[int, int, int, int, int]) -> None:
     pytest.importorskip("triton")
     N, E, K, groups, opened = shape
