@@ -257,16 +257,18 @@ class RayEngines:
         if not flights:
             return
         first = min(s.deadline for s in flights.values()) - time.monotonic()
-        flights |= {s.where_ref: s for s in self.seats.values() if s.where_ref is not None}
-        come, _ = self.ray.wait(list(flights), num_returns=1, timeout=max(0.0, min(seconds, first)))
-        if come and len(flights) > 1:
-            come, _ = self.ray.wait(list(flights), num_returns=len(flights), timeout=0)
+        located = {s.where_ref: s for s in self.seats.values() if s.where_ref is not None}
+        refs = [*located, *flights]
+        come, _ = self.ray.wait(refs, num_returns=1, timeout=max(0.0, min(seconds, first)))
+        if come and len(refs) > 1:
+            come, _ = self.ray.wait(refs, num_returns=len(refs), timeout=0)
+        # where a process runs is no reply, also where both have come since the driver last looked
         for ref in come:
-            seat = flights[ref]
-            if ref == seat.where_ref:
-                self._locate(seat)
-            elif seat.number in self.seats:
-                self._take_in(seat, ref)
+            if ref in located:
+                self._locate(located[ref])
+        for ref in come:
+            if ref in flights and flights[ref].number in self.seats:
+                self._take_in(flights[ref], ref)
         now = time.monotonic()
         for ref, seat in flights.items():
             if ref not in come and now > seat.deadline and seat.number in self.seats:
