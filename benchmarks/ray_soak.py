@@ -2,11 +2,11 @@
 
     python benchmarks/ray_soak.py --minutes 30 --out docs/results/soak.json
 
-One pool of engines (rollout/ray_pool.py, copies of a tiny model on the CPU) serves one round after another of
-generation ahead of a trainer (rollout/ahead.py).  A round has a few steps; in half of them the weights change
-at every step (staleness 0), in the others they rest while their version rises (staleness 1 or 2), because only
-then is there one right answer to compare with.  Some rounds are broken off in their middle and taken up again
-from the buffer, as after a trainer's death.  Meanwhile, at random times:
+One pool of engines (rollout/ray_pool.py, copies of a tiny model on the CPU) serves one round after another
+of generation ahead of a trainer (rollout/ahead.py).  A round has a few steps; in half of them the weights
+change at every step (staleness 0), in the others they rest while their version rises (staleness 1 or 2),
+because only then is there one right answer to compare with.  Some rounds are broken off in their middle and
+taken up again from the buffer, as after a trainer's death.  Meanwhile, at random times:
 
     kill        SIGKILL to any engine's process, also one that starts or loads
     stop        SIGSTOP to it: it hangs
@@ -16,7 +16,7 @@ from the buffer, as after a trainer's death.  Meanwhile, at random times:
 
 What is demanded:
 
-    every step arrives, and within `--limit` seconds (else the process prints all stacks and leaves)
+    every step arrives, and within `--limit` seconds (else it tells what it knows and leaves)
     every rollout equals that of one engine in this process without faults, same seeds: token ids, the finish,
     the log-probabilities to 1e-4
     every request that was handed in comes back once, or was forgotten by a round that was broken off
@@ -168,6 +168,8 @@ class Chaos:
 
     def run(self) -> None:
         while not self.stop.wait(self.rng.expovariate(1 / self.every)):
+            if not any(s.working for s in list(self.pool.seats.values())):
+                continue  # a pool that is never let up would say nothing
             kind = self.rng.choice(SIGNALS if self.rng.random() < 0.5 else PLANTED)
             if kind in PLANTED:
                 (self.folder / kind).touch()
@@ -183,6 +185,31 @@ class Chaos:
                     self.done[kind if seat.working else f"{kind} while it starts"] += 1
                 except ProcessLookupError:
                     pass  # it has just ended for another reason
+
+
+@dataclass
+class Watch:
+    """Ends the process, with all that is known of the engines, where a step does not come in time."""
+
+    pool: RayEngines
+    limit: float
+    last: float = field(default_factory=time.monotonic)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        while not self.stop.wait(1.0):
+            now = time.monotonic()
+            if now - self.last < self.limit:
+                continue
+            print(f"no step for {self.limit:g} s; the engines:", file=sys.stderr)
+            for s in list(self.pool.seats.values()):
+                told = f"{s}: {s.doing(-1)}, working {s.working}, deadline in {s.deadline - now:.1f} s"
+                print(f"  {told}, where_ref {s.where_ref}, flight {s.flight}", file=sys.stderr)
+            print(f"  waiting {self.pool.router.waiting} of {len(self.pool.requests)}", file=sys.stderr)
+            for fault in self.pool.faults[-20:]:
+                print(f"  {fault}", file=sys.stderr)
+            faulthandler.dump_traceback()
+            os._exit(3)
 
 
 @dataclass
@@ -232,9 +259,9 @@ def rows_of(round_: int, step: int) -> list[dict[str, Any]]:
 
 def same(ours: Rollout, theirs: Rollout, name: str) -> None:
     for key in ("prompt_ids", "completion_ids", "finish_reason", "seed"):
-        assert getattr(ours, key) == getattr(theirs, key), f"{name}: {key} differs from the run without faults"
+        assert getattr(ours, key) == getattr(theirs, key), f"{name}: {key} is not that of the calm run"
     gap = max(abs(a - b) for a, b in zip(ours.logp_rollout, theirs.logp_rollout, strict=True))
-    assert gap < 1e-4, f"{name}: log-probabilities differ by {gap} from the run without faults"
+    assert gap < 1e-4, f"{name}: log-probabilities differ by {gap} from the calm run"
 
 
 @dataclass
@@ -245,8 +272,8 @@ class Soak:
     """Weights that it has in turn."""
     tokenizer: Any
     engine: Accounted
+    watch: Watch
     rng: random.Random
-    limit: float
     idle: float
     """Longest time that the trainer spends on a step without looking at the engines."""
     steps: int = 0
@@ -280,7 +307,7 @@ class Soak:
         self.rounds += 1
 
     def _step(self, source: Ahead, number: int, step: int) -> None:
-        faulthandler.dump_traceback_later(self.limit, exit=True)
+        self.watch.last = time.monotonic()
         start = time.monotonic()
         got, _ = source.of_step(step)
         self.longest = max(self.longest, time.monotonic() - start)
@@ -296,7 +323,7 @@ class Soak:
         time.sleep(self.rng.random() ** 4 * self.idle)
 
     def _ahead(self, number: int, steps: int, staleness: int) -> Ahead:
-        faulthandler.dump_traceback_later(self.limit, exit=True)
+        self.watch.last = time.monotonic()
         engine: Any = self.engine
         # versions of an earlier round must not be taken for this one's
         return Ahead(
@@ -325,7 +352,9 @@ def tiny() -> tuple[Any, ModelConfig]:
     return tokenizer, config
 
 
-def soak(minutes: float, engines: int, every: float, seed: int, limit: float, idle: float) -> dict[str, Any]:
+def soak(
+    minutes: float, engines: int, every: float, seed: int, limit: float, idle: float, grace: float
+) -> dict[str, Any]:
     """Run it; raises AssertionError where something is not as demanded."""
     tokenizer, config = tiny()
     model = Transformer(config).eval()
@@ -339,14 +368,16 @@ def soak(minutes: float, engines: int, every: float, seed: int, limit: float, id
         folder = Path(temp) / "faults"
         folder.mkdir()
         torch.save(variants[0], Path(temp) / "state.pt")
-        patience = Patience(pump=0.1, grace=15.0, room=120.0, start=60.0, replacements=10**6, failed_starts=20)
+        patience = Patience(
+            pump=0.1, grace=grace, room=600.0, start=8 * grace, replacements=10**6, failed_starts=20
+        )
         maker = Planted(config, Path(temp) / "state.pt", folder)
         with RayEngines(maker, engines, place=Place(cpus=0.5), patience=patience, cpus=engines) as pool:
             started = time.monotonic() - began
             chaos = Chaos(pool, folder, every, random.Random(seed + 1))
-            memory, accounted = Memory(), Accounted(pool)
-            run = Soak(model, variants, tokenizer, accounted, rng, limit, idle)
-            threads = [threading.Thread(target=w.run, daemon=True) for w in (chaos, memory)]
+            memory, accounted, watch = Memory(), Accounted(pool), Watch(pool, limit)
+            run = Soak(model, variants, tokenizer, accounted, watch, rng, idle)
+            threads = [threading.Thread(target=w.run, daemon=True) for w in (chaos, memory, watch)]
             for thread in threads:
                 thread.start()
             end = time.monotonic() + 60 * minutes
@@ -354,9 +385,8 @@ def soak(minutes: float, engines: int, every: float, seed: int, limit: float, id
                 while time.monotonic() < end:
                     run.round(run.rounds)
             finally:
-                faulthandler.cancel_dump_traceback_later()
-                chaos.stop.set()
-                memory.stop.set()
+                for side in (chaos, memory, watch):
+                    side.stop.set()
                 for thread in threads:
                     thread.join()
             seen = Counter(f.reason.split(";")[0].split(":")[0][:60] for f in pool.faults)
@@ -395,13 +425,14 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--engines", type=int, default=2)
     parser.add_argument("--every", type=float, default=12.0, help="mean seconds between faults")
-    parser.add_argument("--limit", type=float, default=300.0, help="seconds after which a step counts as hung")
+    parser.add_argument("--limit", type=float, default=900.0, help="seconds in which a step must come")
+    parser.add_argument("--grace", type=float, default=15.0, help="seconds in which an engine must answer")
     parser.add_argument("--idle", type=float, default=12.0, help="longest time between two steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    result = soak(args.minutes, args.engines, args.every, args.seed, args.limit, args.idle)
+    result = soak(args.minutes, args.engines, args.every, args.seed, args.limit, args.idle, args.grace)
     result = {"command": ["benchmarks/ray_soak.py", *sys.argv[1:]], **result}
     text = json.dumps(result, indent=1)
     print(text)
