@@ -260,8 +260,8 @@ class Update:
             )
             for mine in shares
         ]
-        old = [self._old(piece) if pieces > 1 else None for piece in parts]
         mismatch = Mismatch()
+        old = [self._old(piece, mismatch) if pieces > 1 else None for piece in parts]
         sums: dict[str, float] = {}
         for k, piece in enumerate(parts):
             step = self._one(piece, old[k], factor, mismatch)
@@ -273,10 +273,17 @@ class Update:
         return sums | mismatch.metrics()
 
     @torch.no_grad()
-    def _old(self, parts: list[MicroBatch]) -> list[torch.Tensor]:
-        """The trainer's log-probabilities before the first of several updates."""
+    def _old(self, parts: list[MicroBatch], mismatch: Mismatch) -> list[torch.Tensor]:
+        """The trainer's log-probabilities before the first of several updates; its routing is compared with
+        the engine's."""
         temperature, replay = self.stage.sampling.temperature, self.stage.correction.replay_routes
-        return [logp_of(self.model, part, temperature, replay)[0] for part in parts]
+        logps = []
+        for part in parts:
+            logp_NT, _, routing = logp_of(self.model, part, temperature, replay)
+            if part.route_NTLK is not None:
+                mismatch.add_routes(part.route_NTLK, [r.own_NK for r in routing])
+            logps.append(logp_NT)
+        return logps
 
     def _one(
         self, parts: list[MicroBatch], old: list[torch.Tensor] | None, factor: float, mismatch: Mismatch

@@ -112,6 +112,20 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _plan_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe; may be left out with --simulate")
+    _set_argument(p)
+    from onebase import simulate_command
+
+    simulate_command.arguments(p)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from onebase import simulate_command
+
+    return simulate_command.main(args)
+
+
 def _eval_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "checkpoints", metavar="CHECKPOINT", nargs="+", help="folder, run folder's stage, or hub id; [LABEL=]"
@@ -258,6 +272,7 @@ def _schema(args: argparse.Namespace) -> int:
 
 VERBS = {
     "run": Verb(_run_arguments, _run, "run a recipe's stages: pretrain, sft, grpo, reject_sample, eval"),
+    "plan": Verb(_plan_arguments, _plan, "tell what a run will cost; --simulate: how many engines it needs"),
     "eval": Verb(_eval_arguments, _eval, "measure checkpoints on problems"),
     "chat": Verb(_chat_arguments, _chat, "talk to a checkpoint"),
     "verify": Verb(_verify_arguments, _verify, "judge the rows of a file by a verifier"),

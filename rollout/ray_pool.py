@@ -43,7 +43,7 @@ from onebase.rollout.ray_start import (
     reserve,
 )
 from onebase.rollout.ray_weights import Ledger, pack
-from onebase.rollout.router import Item, Router
+from onebase.rollout.router import Item, Router, order_seconds
 
 REPLY_SECONDS = 60
 """Longest wait for the contents of a reply that has come."""
@@ -213,10 +213,10 @@ class RayEngines:
             raise self.dead
         if ahead:  # first let what is out there come back, which has been told to be short
             while any(s.order is not None for s in self.seats.values()):
-                self._receive(self.patience.pump)
+                self._receive(self._order_seconds())
         else:
             self._send(0.0)
-            self._receive(self.patience.pump + 0.05)
+            self._receive(self._order_seconds() + 0.05)
         self._send(ahead)
 
     def _send(self, ahead: float) -> None:
@@ -228,6 +228,9 @@ class RayEngines:
             if order is not None:
                 seat.order, seat.flight = order, seat.actor.serve.remote(order)
                 seat.deadline = time.monotonic() + order.seconds + self.patience.grace
+
+    def _order_seconds(self) -> float:
+        return order_seconds(self.patience.pump, len(self.seats))
 
     def _order(self, seat: Seat, numbers: list[int], ahead: float) -> Order | None:
         weights = self.ledger.after(seat.entry)
@@ -245,7 +248,7 @@ class RayEngines:
             epoch=self.epoch,
             weights=weights,
             requests=[(n, self.requests[n]) for n in numbers],
-            seconds=0.0 if weights or question else max(self.patience.pump, ahead),
+            seconds=0.0 if weights or question else max(self._order_seconds(), ahead),
             low=self.slots if self.router.waiting else 0,
             question=question,
             ids=ids,
@@ -257,16 +260,18 @@ class RayEngines:
         if not flights:
             return
         first = min(s.deadline for s in flights.values()) - time.monotonic()
-        flights |= {s.where_ref: s for s in self.seats.values() if s.where_ref is not None}
-        come, _ = self.ray.wait(list(flights), num_returns=1, timeout=max(0.0, min(seconds, first)))
-        if come and len(flights) > 1:
-            come, _ = self.ray.wait(list(flights), num_returns=len(flights), timeout=0)
+        located = {s.where_ref: s for s in self.seats.values() if s.where_ref is not None}
+        refs = [*located, *flights]
+        come, _ = self.ray.wait(refs, num_returns=1, timeout=max(0.0, min(seconds, first)))
+        if come and len(refs) > 1:
+            come, _ = self.ray.wait(refs, num_returns=len(refs), timeout=0)
+        # where a process runs is no reply, also where both have come since the driver last looked
         for ref in come:
-            seat = flights[ref]
-            if ref == seat.where_ref:
-                self._locate(seat)
-            elif seat.number in self.seats:
-                self._take_in(seat, ref)
+            if ref in located:
+                self._locate(located[ref])
+        for ref in come:
+            if ref in flights and flights[ref].number in self.seats:
+                self._take_in(flights[ref], ref)
         now = time.monotonic()
         for ref, seat in flights.items():
             if ref not in come and now > seat.deadline and seat.number in self.seats:

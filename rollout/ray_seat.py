@@ -24,7 +24,7 @@ class Patience:
     """How long, and how often."""
 
     pump: float = 0.25
-    """Seconds that an actor generates before it comes back."""
+    """Seconds that an actor generates before it comes back, at least (router.order_seconds)."""
     grace: float = 120.0
     """Seconds beyond that until it counts as hung: for the longest step, the first with its compilation, or
     a load."""

@@ -24,6 +24,15 @@ from typing import NamedTuple
 SMOOTHING = 1000
 """Completions over which the share of max_tokens that is used is averaged."""
 
+DRIVER_SHARE = 4e-3
+"""Seconds of an order for each engine there is: one driver hands out all orders, and an order must be worth
+its while.  A reply and the next order cost it about a millisecond."""
+
+
+def order_seconds(least: float, engines: int) -> float:
+    """How long an engine generates before it comes back, so that the driver keeps up with all of them."""
+    return max(least, DRIVER_SHARE * engines)
+
 
 class Item(NamedTuple):
     """A request, as the router sees it."""

@@ -400,6 +400,27 @@ def test_a_replacement_must_prove_its_weights(
     assert torch.tensor(first).sub(torch.tensor(second)).abs().max() < 1e-5
 
 
+def test_an_engine_that_came_up_unobserved(ray: Any, engines: RayEngines, model: Any) -> None:
+    """The driver was away while the process came up and the engine started: both answers are there when it
+    looks, and only one of them is the engine's."""
+    wait_for_all(engines)
+    engines.load_weights(0, named_weights(model))
+    (old, other) = engines.seats.values()
+    assert old.where is not None
+    os.kill(old.where.pid, signal.SIGKILL)
+    engines.add(list(enumerate(mixed(1))))
+    while old.number in engines.seats:
+        engines.step()
+    (new,) = (s for s in engines.seats.values() if s is not other)
+    ray.wait([new.where_ref, new.flight], num_returns=2, timeout=60)
+    assert new.where is None and not new.started
+    engines.step()
+    assert new.where is not None and new.started
+    engines.clear()
+    requests = mixed(5, first=3)
+    same(engines.generate(requests), alone(model, requests))
+
+
 # -- pools that cannot go on
 
 
