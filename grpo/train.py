@@ -27,7 +27,6 @@ from onebase.grpo.correction import correction_weight
 from onebase.grpo.loss import policy_loss, token_weights
 from onebase.grpo.mismatch import Mismatch
 from onebase.model import checkpoint
-from onebase.pretrain.train import check_finite
 from onebase.recipe import Grpo
 from onebase.rewards import outcomes
 from onebase.rollout import journal
@@ -39,6 +38,7 @@ from onebase.tokenizer import ChatTokenizer
 from onebase.train import state
 from onebase.train.optim import Optimizer
 from onebase.train.schedule import wsd
+from onebase.train.stability import check_finite
 
 FAR = 50_000_021  # places between the problems of the steps and those of a refill
 SHOWN = ("reward", "accuracy", "completion_tokens", "live_groups", "eval_accuracy")

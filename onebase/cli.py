@@ -2,7 +2,8 @@
 neither torch nor pydantic.
 
 Exit codes: 0 done; 1 the verb's answer is no (`verify --gold`, `doctor`); 2 the user's input is wrong
-(UserError); 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
+(UserError); 75 SIGTERM after which a training stage saved its state (run it again); 130 Ctrl-C, 143 SIGTERM,
+129 SIGHUP.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -205,6 +205,12 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
             raise
     finally:
         os.close(fd)
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace a whole file of lines of JSON."""
+    lines = (json.dumps(finite(dict(row)), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    atomic_write(path, "".join(lines))
 
 
 def _cut_torn_line(fd: int) -> int:

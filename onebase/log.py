@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from onebase.files import append_jsonl, atomic_write, finite, read_jsonl
+from onebase.files import append_jsonl, read_jsonl, write_jsonl
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,7 +62,7 @@ class RunLog:
     ) -> None:
         self.close()
 
-    def step(self, step: int, total: int, metrics: dict[str, float], show: Sequence[str] = ()) -> None:
+    def step(self, step: int, total: int, metrics: Mapping[str, object], show: Sequence[str] = ()) -> None:
         """One finished step: every number goes to the file, those named in `show` also to the bar.
 
         `step` counts from 1; a number that is not finite is written as null.
@@ -89,15 +89,20 @@ class RunLog:
         """A line for the person only."""
         self._print(text, style="dim")
 
-    def truncate_after(self, step: int) -> None:
-        """Drop metric lines behind `step`, which a resumed stage is about to write again."""
+    def events(self) -> int:
+        """Lines in events.jsonl."""
+        return len(read_jsonl(self.events_path))
+
+    def truncate_after(self, step: int, events: int | None = None) -> None:
+        """Drop metric lines behind `step`, and events behind the first `events`, which a resumed stage is
+        about to write again."""
+        told = read_jsonl(self.events_path)
+        if events is not None and events < len(told):
+            write_jsonl(self.events_path, told[:events])
         rows = read_jsonl(self.metrics_path)
         kept = [row for row in rows if row.get("step", 0) <= step]
         if len(kept) < len(rows):
-            import json
-
-            text = "".join(json.dumps(finite(row), ensure_ascii=False) + "\n" for row in kept)
-            atomic_write(self.metrics_path, text)
+            write_jsonl(self.metrics_path, kept)
             self.note(f"{self.title}: goes on after step {step}")
 
     def close(self) -> None:

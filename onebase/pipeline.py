@@ -33,7 +33,7 @@ from onebase.errors import UserError
 from onebase.log import RunLog
 from onebase.recipe import Recipe
 from onebase.recipe_loader import dump
-from onebase.stage import StageRun
+from onebase.stage import Preempted, Preemption, StageRun
 from onebase.wording import hint, listed
 
 # A new kind of stage: its section in recipe.py and one entry here.
@@ -84,7 +84,7 @@ def run(
     device = pick_device(recipe.hardware)
     with ExitStack() as stack:
         stack.enter_context(_lock(folder))
-        stack.enter_context(_signals())
+        preemption = stack.enter_context(_signals())
         renewed = (named or todo) if fresh else []
         stage_state.check_unchanged(recipe, folder, todo, renewed)
         for name in renewed:
@@ -100,7 +100,7 @@ def run(
                 for parent in stage_state.older_parents(recipe, folder, name):
                     _say(quiet, f"  made from an earlier {parent}; --fresh {name} would use the new one")
             else:
-                _run_stage(recipe, name, folder, device, quiet)
+                _run_stage(recipe, name, folder, device, quiet, preemption)
         report = importlib.import_module(REPORT).write(folder)
     if not quiet:
         from onebase import summary
@@ -166,7 +166,9 @@ def _known(recipe: Recipe, stages: list[str] | None) -> list[str] | None:
     return list(dict.fromkeys(stages)) if stages else None
 
 
-def _run_stage(recipe: Recipe, name: str, folder: Path, device: str, quiet: bool) -> None:
+def _run_stage(
+    recipe: Recipe, name: str, folder: Path, device: str, quiet: bool, preemption: Preemption
+) -> None:
     stage, own = recipe.stages[name], folder / name
     own.mkdir(parents=True, exist_ok=True)
     for part in (own, own / "state"):
@@ -184,18 +186,23 @@ def _run_stage(recipe: Recipe, name: str, folder: Path, device: str, quiet: bool
             folders={other: folder / other for other in recipe.stages},
             log=log,
             device=device,
+            preemption=preemption,
         )
         try:
             numbers = main(handed)
         except UserError as error:
             raise UserError(f"stage {name}: {error}") from error
         except Exception as error:
-            raise _told(error, name, own) from error
+            raise _told(error, recipe, name, own) from error
+        finally:
+            preemption.heeded = False
     stage_state.write_done(recipe, folder, name, numbers, time.monotonic() - started)
     shutil.rmtree(own / "state", ignore_errors=True)  # several times the checkpoint, and of no more use
+    if preemption.wanted:
+        raise Preempted(f"SIGTERM when stage {name} was finished")
 
 
-def _told(error: Exception, name: str, own: Path) -> Exception:
+def _told(error: Exception, recipe: Recipe, name: str, own: Path) -> Exception:
     """Errors of the machine in the user's words; all others are bugs and stay what they are."""
     if files.is_full(error, own):
         kept = "the last whole checkpoint and all lines of the logs"
@@ -204,11 +211,11 @@ def _told(error: Exception, name: str, own: Path) -> Exception:
     text = str(error)
     no_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if no_memory or "DefaultCPUAllocator: can't allocate memory" in text:
+        from onebase import fit
+
         return UserError(
             f"stage {name}: out of memory: {text.splitlines()[0] if text else type(error).__name__}\n"
-            "  smaller, with the same result: batch.accumulate (larger), micro_tokens, slots (smaller)\n"
-            "  smaller, with another result: batch.rows, batch.length, sampling.max_tokens, the model\n"
-            f"  e.g. --set stages.{name}.batch.accumulate=4; the stage goes on from its last whole checkpoint"
+            + fit.advice(recipe, name)
         )
     return error
 
@@ -242,21 +249,25 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _signals() -> Iterator[None]:
+def _signals() -> Iterator[Preemption]:
     """SIGTERM, SIGHUP and Ctrl-C end the run by an exception, so that files are closed and the bar is taken
-    down."""
+    down; a stage that heeds the first SIGTERM ends itself after its step."""
+    preemption = Preemption()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield preemption
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGTERM and preemption.heeded and not preemption.wanted:
+            preemption.wanted = True
+            return
         raise Stopped(number)
 
     former: dict[int, Any] = {
         n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     }
     try:
-        yield
+        yield preemption
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)

@@ -86,6 +86,37 @@ class Batch(Section):
     """Micro-batches that a step is split into, to save memory; the result is the same."""
 
 
+class Stability(Section):
+    """What is done about spikes of the loss (rules in onebase/train/spikes.py, docs/stability.md)."""
+
+    skip: float = Field(8.0, ge=0)
+    """Fast spikes: an update is skipped whose loss or log gradient norm lies so many robust standard
+    deviations above the last `window` steps; 0: only where it is not finite."""
+    rollback: float = Field(3.0, ge=0)
+    """Slow spikes: the loss stays so many robust standard deviations above its best recent level; training
+    returns to an earlier state and leaves the bad data out.  0: never."""
+    window: int = Field(128, ge=16)
+    """Steps that a loss is compared with."""
+    patience: int = Field(32, ge=4)
+    """Steps that a loss must stay up to be a slow spike."""
+    rollbacks: int = Field(3, ge=0)
+    """Most returns of a stage; at the next slow spike it stops."""
+    rollback_lr: float = Field(1.0, gt=0, le=1)
+    """The learning rate is multiplied by this at every return."""
+    logits_every: int = Field(20, ge=0)
+    """Steps between measurements of the largest attention logit of each layer and head, on one row of the
+    batch; 0: never."""
+    qk_clip: float | None = Field(None, gt=0)
+    """Largest attention logit allowed; a head beyond it has its query and key weights scaled down when the
+    logits are measured (Kimi K2: 100).  null: off."""
+
+    @model_validator(mode="after")
+    def _clip_needs_logits(self) -> Stability:
+        if self.qk_clip is not None and not self.logits_every:
+            raise ValueError("qk_clip: needs measured logits; set logits_every to 1 or more")
+        return self
+
+
 class Sampling(Section):
     """How completions are drawn."""
 
@@ -234,6 +265,7 @@ class Pretrain(StageBase):
     """Whether the user's turn of a world's document is trained, too; its random digits cannot be learned."""
     embedding_std: float | None = None
     """Standard deviation of a new model's embedding; null: the model's initializer_range."""
+    stability: Stability = Stability()
     eval_every: int = Field(100, gt=0)
 
 
@@ -251,6 +283,7 @@ class Sft(StageBase):
     balance_speed: float = 0.0
     balance_alpha: float = 1e-4
     mtp_weight: float = 0.1
+    stability: Stability = Stability()
     eval_every: int = Field(100, gt=0)
 
 

@@ -12,6 +12,21 @@ if TYPE_CHECKING:
     from onebase.recipe import Recipe
 
 
+class Preempted(KeyboardInterrupt):
+    """The process was told to end (SIGTERM), and the stage has saved its state first."""
+
+    code = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run the same command again
+
+
+@dataclass(slots=True)
+class Preemption:
+    """SIGTERM as a wish: a stage that sets `heeded` looks at `wanted` after every step, saves and raises
+    Preempted. A second SIGTERM ends it at once, as the first one does in all other stages."""
+
+    heeded: bool = False
+    wanted: bool = False
+
+
 @dataclass(slots=True)
 class StageRun:
     recipe: Recipe
@@ -29,6 +44,7 @@ class StageRun:
     log: RunLog
     device: str
     """cpu or cuda."""
+    preemption: Preemption = field(default_factory=Preemption)
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property

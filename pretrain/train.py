@@ -10,6 +10,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from torch import Tensor
 
 from onebase import card
 from onebase.data import Mixture, mixture, texts
@@ -20,11 +24,12 @@ from onebase.pretrain.shards import bits_per_byte, bytes_per_token
 from onebase.recipe import Pretrain, Source
 from onebase.stage import StageRun
 from onebase.tokenizer import ChatTokenizer, train
-from onebase.train import state
+from onebase.train import stability
 from onebase.train.compiled import compile_blocks
 from onebase.train.flops import peak_flops, train_flops_per_token
 from onebase.train.optim import Optimizer
 from onebase.train.schedule import wsd
+from onebase.train.stability import Return, Watch
 from onebase.train.step import Later, balance_routers, forward_backward, heldout_loss
 
 HELDOUT_BATCHES = 4
@@ -38,8 +43,6 @@ def main(run: StageRun) -> dict[str, float]:
     compile_blocks(model)
     model.config.max_position_embeddings = max(model.config.max_position_embeddings, stage.batch.length)
     optimizer = Optimizer(model.named_parameters(), stage.optim, stage.batch.accumulate)
-    done, extra = state.load(run.folder / "state", model, optimizer, run.device)
-    run.log.truncate_after(done)
 
     def rows_of(sources: list[Source], cache: str) -> Mixture:
         where = (run.folders, run.folder / cache, stage.prompt_loss)
@@ -51,22 +54,25 @@ def main(run: StageRun) -> dict[str, float]:
     per_token = _bytes_per_token(run)
     flops = train_flops_per_token(model.config, stage.batch.length, stage.mtp_weight > 0)
     peak = peak_flops(run.device, run.recipe.dtype)
-    summary: dict[str, float] = dict(extra)
-    skipped, since = 0, time.perf_counter()
+    watch = Watch(stage.stability, run.device)
+    step, summary = stability.begin(run, watch, model, optimizer)
+    since = time.perf_counter()
 
-    def finish(step: int, tokens: int, factor: float, values: Later, heldout_now: bool) -> None:
-        """Read a step's numbers and log it."""
-        nonlocal skipped, since
-        loss, mtp, balance, entropy, grad_norm, load, bias = values.read()
-        skipped = check_finite(loss, grad_norm, skipped, run, step)
+    def finish(
+        step: int, tokens: int, factor: float, values: Later, logits_LH: Tensor | None, heldout_now: bool
+    ) -> Return | None:
+        """Read a step's numbers and log it; says whether to go back."""
+        nonlocal since
+        loss, mtp, balance, entropy, grad_norm, load, bias, ok, *z = values.read()
         seconds = time.perf_counter() - since
-        metrics = {
+        metrics: dict[str, Any] = {
             "loss": loss,
             "loss_mtp": mtp,
             "balance": balance,
             "entropy": entropy,
             "lr": stage.optim.lr * factor,
             "grad_norm": grad_norm,
+            **watch.metrics(ok, z, logits_LH),
             "router_load_max": load,
             "router_bias_max": bias,
             "tokens": tokens,
@@ -82,10 +88,12 @@ def main(run: StageRun) -> dict[str, float]:
             step + 1, stage.steps, metrics, ("loss", "heldout_loss", "router_load_max", "tokens_per_second")
         )
         since = time.perf_counter()
+        return watch.read(step, loss, grad_norm, ok, z, run.log)
 
-    open_steps: list[tuple[int, int, float, Later]] = []  # launched, not yet read: at most one between steps
-    for step in range(done, stage.steps):
-        batch = data.batch(step, stage.batch.rows)
+    # launched, not yet read: at most one between steps
+    open_steps: list[tuple[int, int, float, Later, Tensor | None]] = []
+    while step < stage.steps:
+        batch = data.batch(watch.position(step), stage.batch.rows)
         sums = forward_backward(
             model,
             batch,
@@ -95,18 +103,29 @@ def main(run: StageRun) -> dict[str, float]:
             mtp_weight=stage.mtp_weight,
         )
         factor = wsd(step, stage.steps, stage.optim.warmup, stage.optim.decay, stage.optim.final)
-        norm = optimizer.step(factor)
-        worst, drift = balance_routers(model, sums.load_LE, stage.balance_speed)
-        values = Later(sums.loss, sums.mtp, sums.balance, sums.entropy, norm, worst, drift)
-        open_steps.append((step, sums.tokens, factor, values))
-        last = step + 1 == stage.steps
-        evaluates = bool(held) and ((step + 1) % stage.eval_every == 0 or last)
-        saves = (step + 1) % stage.checkpoint_every == 0 and not last
+        factor *= watch.lr_factor()
+        norm = optimizer.step(factor, partial(watch.guard, sums.loss))
+        worst, drift = balance_routers(model, sums.load_LE, stage.balance_speed, watch.guard.ok)
+        logits_LH = watch.logits(step, model, batch, stage.document_mask, optimizer)
+        values = Later(
+            sums.loss, sums.mtp, sums.balance, sums.entropy, norm, worst, drift, *watch.guard.answer()
+        )
+        open_steps.append((step, sums.tokens, factor, values, logits_LH))
+        step += 1
+        last = step == stage.steps
+        evaluates = bool(held) and (step % stage.eval_every == 0 or last)
+        leaves = run.preemption.wanted and not last
+        saves = leaves or (step % stage.checkpoint_every == 0 and not last)
+        back = None
         # a GPU works on this step while the one before is logged
-        while len(open_steps) > (0 if evaluates or saves or last else 1):
-            finish(*open_steps.pop(0), heldout_now=evaluates and not open_steps)
-        if saves:
-            state.save(run.folder / "state", step + 1, model, optimizer, summary)
+        while back is None and len(open_steps) > (0 if evaluates or saves or last else 1):
+            told = finish(*open_steps.pop(0), heldout_now=evaluates and not open_steps)
+            back = stability.go_back(told, run, watch, model, optimizer) if told else None
+        if back is not None:
+            step, summary = back
+            open_steps.clear()
+        elif saves:
+            stability.save(run, watch, step, model, optimizer, summary, leaves)
     checkpoint.save(run.folder / "checkpoint", model, tokenizer)
     card.write(run.folder / "checkpoint", recipe=run.recipe, stage=run.name, summary=summary, data=stage.data)
     return summary
@@ -152,17 +171,3 @@ def _sample(run: StageRun, size: int) -> Iterator[str]:
         left -= len(text)
         if left <= 0:
             return
-
-
-def check_finite(loss: float, grad_norm: float, skipped: int, run: StageRun, step: int) -> int:
-    """Count steps whose loss or gradient is not finite (the optimizer has skipped them); five in a row end
-    the run."""
-    if math.isfinite(loss) and math.isfinite(grad_norm):
-        return 0
-    run.log.event("skipped", step=step + 1, loss=loss, grad_norm=grad_norm, why="not finite")
-    if skipped + 1 >= 5:
-        raise UserError(
-            f"stage {run.name}, step {step + 1}: loss or gradient was not finite five times in a row. "
-            "Lower optim.lr; the last saved state is kept."
-        )
-    return skipped + 1

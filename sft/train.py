@@ -8,16 +8,19 @@ with `think: free` the opening <think> is a target, with `open` it stands in the
 from __future__ import annotations
 
 import time
+from functools import partial
+from typing import Any
 
 from onebase import card
 from onebase.data import Mixture, mixture
 from onebase.model import checkpoint
-from onebase.pretrain.train import HELDOUT_BATCHES, check_finite
+from onebase.pretrain.train import HELDOUT_BATCHES
 from onebase.recipe import Sft, Source
 from onebase.stage import StageRun
-from onebase.train import state
+from onebase.train import stability
 from onebase.train.optim import Optimizer
 from onebase.train.schedule import wsd
+from onebase.train.stability import Watch
 from onebase.train.step import balance_routers, forward_backward, heldout_loss, numbers
 
 
@@ -27,8 +30,6 @@ def main(run: StageRun) -> dict[str, float]:
     model, tokenizer = checkpoint.load(run.init, run.device, run.recipe.dtype)
     model.train()
     optimizer = Optimizer(model.named_parameters(), stage.optim, stage.batch.accumulate)
-    done, extra = state.load(run.folder / "state", model, optimizer, run.device)
-    run.log.truncate_after(done)
 
     def rows_of(sources: list[Source], cache: str) -> Mixture:
         folder = run.folder / cache
@@ -38,11 +39,11 @@ def main(run: StageRun) -> dict[str, float]:
     data = rows_of(stage.data, "cache")
     heldout = rows_of(stage.heldout, "cache_heldout") if stage.heldout else None
     held = [heldout.batch(i, stage.batch.rows) for i in range(HELDOUT_BATCHES)] if heldout else []
-    summary: dict[str, float] = dict(extra)
-    skipped = 0
-    for step in range(done, stage.steps):
+    watch = Watch(stage.stability, run.device)
+    step, summary = stability.begin(run, watch, model, optimizer)
+    while step < stage.steps:
         start = time.perf_counter()
-        batch = data.batch(step, stage.batch.rows)
+        batch = data.batch(watch.position(step), stage.batch.rows)
         sums = forward_backward(
             model,
             batch,
@@ -52,18 +53,20 @@ def main(run: StageRun) -> dict[str, float]:
             mtp_weight=stage.mtp_weight,
         )
         factor = wsd(step, stage.steps, stage.optim.warmup, stage.optim.decay, stage.optim.final)
-        norm = optimizer.step(factor)
-        worst, drift = balance_routers(model, sums.load_LE, stage.balance_speed)
-        loss, mtp, balance, entropy, grad_norm, load, bias = numbers(
-            sums.loss, sums.mtp, sums.balance, sums.entropy, norm, worst, drift
+        factor *= watch.lr_factor()
+        norm = optimizer.step(factor, partial(watch.guard, sums.loss))
+        worst, drift = balance_routers(model, sums.load_LE, stage.balance_speed, watch.guard.ok)
+        logits_LH = watch.logits(step, model, batch, True, optimizer)
+        loss, mtp, balance, entropy, grad_norm, load, bias, ok, *z = numbers(
+            sums.loss, sums.mtp, sums.balance, sums.entropy, norm, worst, drift, *watch.guard.answer()
         )
-        skipped = check_finite(loss, grad_norm, skipped, run, step)
-        metrics = {
+        metrics: dict[str, Any] = {
             "loss": loss,
             "loss_mtp": mtp,
             "entropy": entropy,
             "lr": stage.optim.lr * factor,
             "grad_norm": grad_norm,
+            **watch.metrics(ok, z, logits_LH),
             "router_load_max": load,
             "router_bias_max": bias,
             "targets": sums.targets,
@@ -75,8 +78,15 @@ def main(run: StageRun) -> dict[str, float]:
             metrics["heldout_loss"] = heldout_loss(model, held, document_mask=True)
         summary.update({k: metrics[k] for k in ("loss", "heldout_loss") if k in metrics})
         run.log.step(step + 1, stage.steps, metrics, ("loss", "heldout_loss", "tokens_per_second"))
-        if (step + 1) % stage.checkpoint_every == 0 and not last:
-            state.save(run.folder / "state", step + 1, model, optimizer, summary)
+        told = watch.read(step, loss, grad_norm, ok, z, run.log)
+        back = stability.go_back(told, run, watch, model, optimizer) if told else None
+        if back is not None:
+            step, summary = back
+            continue
+        step += 1
+        if not last:
+            due = step % stage.checkpoint_every == 0
+            stability.save_or_leave(run, watch, due, step, model, optimizer, summary)
     checkpoint.save(run.folder / "checkpoint", model, tokenizer)
     card.write(run.folder / "checkpoint", recipe=run.recipe, stage=run.name, summary=summary, data=stage.data)
     return summary

@@ -193,7 +193,7 @@ def sequence_balance(score_BTE: Tensor, K: int, mask_BT: Tensor | None) -> Tenso
 
 
 @torch.no_grad()
-def update_bias(router: Router, load_E: Tensor, speed: float) -> None:
+def update_bias(router: Router, load_E: Tensor, speed: float | Tensor) -> None:
     """Raise the bias of underloaded experts and lower that of overloaded ones by `speed` (section 2.1.2).
 
     Deviation: the step's mean is taken off (as Moonlight and torchtitan do), so that the bias does not

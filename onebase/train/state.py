@@ -1,53 +1,94 @@
-"""What a stage needs to go on after any interruption: weights, optimizer, step.  Data needs nothing: it is a
-function of the step.  A state appears whole or not at all, and an older one stays until the newer one is
-whole."""
+"""What a stage needs to go on after any interruption: weights, optimizer, step, and what its loop keeps. Data
+need nothing: they are a function of the step and of the windows left out, which are among what the loop
+keeps. A state appears whole or not at all, and an older one stays until the newer one is whole.
+"""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
 from onebase.errors import UserError
 from onebase.files import atomic_folder
 from onebase.train.optim import Optimizer
+from onebase.train.spikes import kept_states
 
 
 def save(
-    folder: Path, step: int, model: torch.nn.Module, optimizer: Optimizer, extra: dict[str, Any]
+    folder: Path,
+    step: int,
+    model: torch.nn.Module,
+    optimizer: Optimizer,
+    extra: dict[str, Any],
+    back: int = 0,
 ) -> None:
-    """Write `folder/step_N`; earlier states are removed afterwards."""
+    """Write `folder/step_N`; afterwards earlier states are removed, but for those that a return by up to
+    `back` steps may need (at most three; `kept_states`)."""
     target = folder / f"step_{step:08d}"
     with atomic_folder(target) as aside:
         state = {"step": step, "optimizer": optimizer.state_dict(), "extra": extra}
         state["model"] = {n: t for n, t in model.state_dict().items()}
-        torch.save(state, aside / "state.pt")
-    for old in folder.glob("step_*"):
-        if old.name < target.name:
-            shutil.rmtree(old, ignore_errors=True)
+        with open(aside / "state.pt", "wb") as f:
+            writer = _Writer(f)
+            try:
+                torch.save(state, cast(IO[bytes], writer))
+            except RuntimeError as error:  # torch tells that a write failed, but not why
+                raise writer.error or error from error
+    older = [s for s in saved(folder) if s <= step]
+    drop(folder, [s for s in older if s not in kept_states(older, back)])
+
+
+class _Writer:
+    """A file for torch.save that remembers what went wrong."""
+
+    def __init__(self, f: IO[bytes]) -> None:
+        self.f = f
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.f.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.f.flush()
+
+
+def saved(folder: Path) -> list[int]:
+    """Steps of the whole states, rising."""
+    found = (p.name.removeprefix("step_") for p in folder.glob("step_*") if (p / "state.pt").is_file())
+    return sorted(int(n) for n in found if n.isdigit())
+
+
+def drop(folder: Path, steps: list[int]) -> None:
+    """Remove states, the newest first: what is left at any moment is the beginning of what was there."""
+    for step in sorted(steps, reverse=True):
+        shutil.rmtree(folder / f"step_{step:08d}", ignore_errors=True)
 
 
 def load(
-    folder: Path, model: torch.nn.Module, optimizer: Optimizer, device: str
+    folder: Path, model: torch.nn.Module, optimizer: Optimizer, device: str, at: int | None = None
 ) -> tuple[int, dict[str, Any]]:
-    """Put the newest whole state into model and optimizer; (steps done, extra), or (0, {}) where there is
-    none."""
-    for path in sorted(folder.glob("step_*"), reverse=True):
-        file = path / "state.pt"
-        if not file.is_file():
-            continue
-        try:
-            state = torch.load(file, map_location=device, weights_only=True)
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            return int(state["step"]), state["extra"]
-        except (RuntimeError, LookupError, EOFError, OSError, ValueError, TypeError, UnpicklingError) as e:
-            lines = str(e).strip().splitlines() or [type(e).__name__]
-            raise UserError(
-                f"{file}: does not fit this stage or is damaged ({lines[0]}). "
-                "Run the stage again with --fresh to start over."
-            ) from e
-    return 0, {}
+    """Put the newest whole state, or the one `at` a step, into model and optimizer; (steps done, extra), or
+    (0, {}) where there is none."""
+    steps = saved(folder)
+    if at is None and not steps:
+        return 0, {}
+    file = folder / f"step_{steps[-1] if at is None else at:08d}" / "state.pt"
+    try:
+        state = torch.load(file, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["step"]), state["extra"]
+    except (RuntimeError, LookupError, EOFError, OSError, ValueError, TypeError, UnpicklingError) as e:
+        lines = str(e).strip().splitlines() or [type(e).__name__]
+        raise UserError(
+            f"{file}: does not fit this stage or is damaged ({lines[0]}). "
+            "Run the stage again with --fresh to start over."
+        ) from e

@@ -122,9 +122,12 @@ def _nll(model: Any, hidden_BTD: Tensor, part: Batch, depth: int) -> tuple[Tenso
     return linear_nll(hidden_ND, model.head_weight, sent(target_N, device))
 
 
-def balance_routers(model: Any, load_LE: list[Tensor], speed: float) -> tuple[Tensor, Tensor]:
-    """Move every router's selection bias by the step's load; returns the largest load over the mean, averaged
-    over layers, and the largest absolute bias (its drift), as scalars on the device."""
+def balance_routers(
+    model: Any, load_LE: list[Tensor], speed: float, ok: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Move every router's selection bias by the step's load (not where `ok` is false); returns the largest
+    load over the mean, averaged over layers, and the largest absolute bias (its drift), as scalars on the
+    device."""
     if not load_LE:
         device = model.head_weight.device
         return torch.ones((), device=device), torch.zeros((), device=device)
@@ -132,7 +135,7 @@ def balance_routers(model: Any, load_LE: list[Tensor], speed: float) -> tuple[Te
     layers = model.moe_layers()[: len(load)]
     if speed:
         for layer, load_E in zip(layers, load, strict=True):
-            update_bias(layer.gate, load_E, speed)
+            update_bias(layer.gate, load_E, speed if ok is None else ok * speed)
     worst = (load.max(1).values / load.float().mean(1).clamp(min=1)).mean()
     return worst, torch.stack([layer.gate.e_score_correction_bias for layer in layers]).abs().max()
 
