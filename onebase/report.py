@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from onebase import report_charts, report_samples
+from onebase import report_charts, report_samples, report_stability
 from onebase.errors import UserError
 from onebase.files import atomic_write, read_jsonl
 from onebase.report_charts import share_bar, short
@@ -32,7 +32,7 @@ def write(run_folder: Path) -> Path:
     sections = {
         "Results": "".join(f"{_named(name, evals)}{_results(found)}" for name, found in evals.items()),
         "Curves": "".join(_curves(s) for s in stages if s.name not in evals),
-        "Events": _events(stages),
+        "Events": report_stability.section(stages, table, Text) + _events(stages),
         "Samples": report_samples.section(stages),
         "Recipe and versions": _made_from(folder),
     }
@@ -221,7 +221,8 @@ def _events(stages: Sequence[Path]) -> str:
     rows: list[list[Any]] = []
     for stage in stages:
         try:
-            found = read_jsonl(stage / "events.jsonl")
+            every = read_jsonl(stage / "events.jsonl")
+            found = [e for e in every if e.get("kind") not in report_stability.KINDS]
         except UserError as error:
             found = [{"kind": "damaged", "why": str(error)}]
         for event in found[-EVENTS:]:
