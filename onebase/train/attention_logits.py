@@ -49,7 +49,7 @@ def logit_maxima(model: Transformer, batch: Batch, document_mask: bool, row: int
     x = model.embed_tokens(part.ids_BT)
     for layer in model.blocks():
         found.append(_maxima(layer.self_attn, layer.input_layernorm(x), rotation, document_BT[0]))
-        x = layer(x, rotation, mask, None)[0]
+        x = layer.forward(x, rotation, mask, None)[0]  # not the compiled form: one row is another shape
     if model.mtp is not None:
         mtp, following = model.mtp, model.embed_tokens(part.ids_BT.roll(-1, 1))
         x = mtp.eh_proj(torch.cat([mtp.enorm(following), mtp.hnorm(model.norm(x))], -1))
