@@ -1,6 +1,6 @@
-"""The report on stability, before all other events: updates that were skipped, returns to an earlier state with their
-reasons, the losses they took back, and the largest attention logits. Reads events.jsonl, rolled_back.jsonl
-and metrics.jsonl of each stage."""
+"""The report on stability, before all other events: updates that were skipped, returns to an earlier state
+with their reasons, the losses they took back, and the largest attention logits. Reads events.jsonl,
+rolled_back.jsonl and metrics.jsonl of each stage."""
 
 from __future__ import annotations
 

@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from onebase import card
 from onebase.data import Mixture, mixture, texts
 from onebase.errors import UserError
@@ -59,7 +57,7 @@ def main(run: StageRun) -> dict[str, float]:
     since = time.perf_counter()
 
     def finish(
-        step: int, tokens: int, factor: float, values: Later, logits_LH: Tensor | None, heldout_now: bool
+        step: int, tokens: int, factor: float, values: Later, logits: Later | None, heldout_now: bool
     ) -> Return | None:
         """Read a step's numbers and log it; says whether to go back."""
         nonlocal since
@@ -72,7 +70,7 @@ def main(run: StageRun) -> dict[str, float]:
             "entropy": entropy,
             "lr": stage.optim.lr * factor,
             "grad_norm": grad_norm,
-            **watch.metrics(ok, z, logits_LH),
+            **watch.metrics(ok, z, logits),
             "router_load_max": load,
             "router_bias_max": bias,
             "tokens": tokens,
@@ -91,7 +89,7 @@ def main(run: StageRun) -> dict[str, float]:
         return watch.read(step, loss, grad_norm, ok, z, run.log)
 
     # launched, not yet read: at most one between steps
-    open_steps: list[tuple[int, int, float, Later, Tensor | None]] = []
+    open_steps: list[tuple[int, int, float, Later, Later | None]] = []
     while step < stage.steps:
         batch = data.batch(watch.position(step), stage.batch.rows)
         sums = forward_backward(
@@ -106,11 +104,11 @@ def main(run: StageRun) -> dict[str, float]:
         factor *= watch.lr_factor()
         norm = optimizer.step(factor, partial(watch.guard, sums.loss))
         worst, drift = balance_routers(model, sums.load_LE, stage.balance_speed, watch.guard.ok)
-        logits_LH = watch.logits(step, model, batch, stage.document_mask, optimizer)
+        logits = watch.logits(step, model, batch, stage.document_mask, optimizer)
         values = Later(
             sums.loss, sums.mtp, sums.balance, sums.entropy, norm, worst, drift, *watch.guard.answer()
         )
-        open_steps.append((step, sums.tokens, factor, values, logits_LH))
+        open_steps.append((step, sums.tokens, factor, values, logits))
         step += 1
         last = step == stage.steps
         evaluates = bool(held) and (step % stage.eval_every == 0 or last)

@@ -56,7 +56,7 @@ def main(run: StageRun) -> dict[str, float]:
         factor *= watch.lr_factor()
         norm = optimizer.step(factor, partial(watch.guard, sums.loss))
         worst, drift = balance_routers(model, sums.load_LE, stage.balance_speed, watch.guard.ok)
-        logits_LH = watch.logits(step, model, batch, True, optimizer)
+        logits = watch.logits(step, model, batch, True, optimizer)
         loss, mtp, balance, entropy, grad_norm, load, bias, ok, *z = numbers(
             sums.loss, sums.mtp, sums.balance, sums.entropy, norm, worst, drift, *watch.guard.answer()
         )
@@ -66,7 +66,7 @@ def main(run: StageRun) -> dict[str, float]:
             "entropy": entropy,
             "lr": stage.optim.lr * factor,
             "grad_norm": grad_norm,
-            **watch.metrics(ok, z, logits_LH),
+            **watch.metrics(ok, z, logits),
             "router_load_max": load,
             "router_bias_max": bias,
             "targets": sums.targets,
@@ -84,9 +84,9 @@ def main(run: StageRun) -> dict[str, float]:
             step, summary = back
             continue
         step += 1
-        if not last:
-            due = step % stage.checkpoint_every == 0
-            stability.save_or_leave(run, watch, due, step, model, optimizer, summary)
+        leaves = run.preemption.wanted and not last
+        if leaves or (step % stage.checkpoint_every == 0 and not last):
+            stability.save(run, watch, step, model, optimizer, summary, leaves)
     checkpoint.save(run.folder / "checkpoint", model, tokenizer)
     card.write(run.folder / "checkpoint", recipe=run.recipe, stage=run.name, summary=summary, data=stage.data)
     return summary

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from onebase.data import Batch
 from onebase.errors import UserError
@@ -27,6 +26,7 @@ from onebase.train import spikes, state
 from onebase.train.attention_logits import logit_maxima, qk_clip
 from onebase.train.optim import Optimizer
 from onebase.train.spikes import FastGuard, Slow, Window
+from onebase.train.step import Later
 
 ROLLED_BACK = "rolled_back.jsonl"
 
@@ -52,6 +52,7 @@ class Watch:
         """Left out of the data's order."""
         self.returns = 0
         self.losses: list[float] = []
+        self.heads = 1
         self.bad = 0
         """Steps in a row, the last included, whose loss or norm was not finite."""
 
@@ -69,9 +70,9 @@ class Watch:
 
     def logits(
         self, step: int, model: Any, batch: Batch, document_mask: bool, optimizer: Optimizer
-    ) -> Tensor | None:
-        """Largest attention logits [L, H] where they are due (a tensor; nothing waits), clipped where the
-        recipe asks; None at other steps and for models of other kinds."""
+    ) -> Later | None:
+        """Largest attention logits [L, H], flat, where they are due, clipped where the recipe asks; None at
+        other steps and for models of other kinds."""
         every = self.section.logits_every
         if not isinstance(model, Transformer):
             if self.section.qk_clip is not None:
@@ -84,14 +85,16 @@ class Watch:
         if self.section.qk_clip is not None:
             pairs = ((p, m) for (_, p), m in zip(optimizer.params, optimizer.masters, strict=True))
             qk_clip(model, found_LH, self.section.qk_clip, pairs)
-        return found_LH
+        self.heads = found_LH.shape[1]
+        return Later(*found_LH.flatten())
 
-    def metrics(self, ok: float, z: list[float], logits_LH: Tensor | None) -> dict[str, Any]:
+    def metrics(self, ok: float, z: list[float], logits: Later | None) -> dict[str, Any]:
         """Of a step, for its row of metrics.jsonl."""
         out: dict[str, Any] = {"loss_z": z[0], "grad_norm_z": z[1], "skipped": int(not ok)}
-        if logits_LH is not None:
-            out["attention_logit_max"] = float(logits_LH.max())
-            out["attention_logits"] = [[round(x, 3) for x in row] for row in logits_LH.tolist()]
+        if logits is not None:
+            flat = [round(x, 3) for x in logits.read()]
+            out["attention_logit_max"] = max(flat)
+            out["attention_logits"] = [flat[i : i + self.heads] for i in range(0, len(flat), self.heads)]
         return out
 
     def read(
@@ -185,29 +188,15 @@ def save(
     model: torch.nn.Module,
     optimizer: Optimizer,
     summary: dict[str, float],
+    leave: bool = False,
 ) -> None:
-    """Write the state after `step` steps; with `begin` and `go_back` the only place that knows what is in
-    it."""
+    """Write the state after `step` steps, whose numbers must all have been read; with `leave` raise Preempted
+    behind it."""
+    if leave:
+        run.log.event("preempted", step=step, why="SIGTERM; the state was saved")
     extra = {"summary": summary, "stability": watch.to_save(), "events": run.log.events()}
     state.save(run.folder / "state", step, model, optimizer, extra, watch.back)
-
-
-def save_or_leave(
-    run: StageRun,
-    watch: Watch,
-    due: bool,
-    step: int,
-    model: torch.nn.Module,
-    optimizer: Optimizer,
-    summary: dict[str, float],
-) -> None:
-    """After a step: write the state where it is due; where SIGTERM came, write it and raise Preempted."""
-    wanted = run.preemption.wanted
-    if wanted:
-        run.log.event("preempted", step=step, why="SIGTERM; the state was saved")
-    if wanted or due:
-        save(run, watch, step, model, optimizer, summary)
-    if wanted:
+    if leave:
         raise Preempted(f"SIGTERM after step {step} of stage {run.name}, whose state is saved")
 
 
