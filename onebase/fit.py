@@ -44,7 +44,7 @@ def advice(recipe: Recipe, name: str, have: int | None = None) -> str:
         needed = estimate(recipe, name, changes) * factor
         if needed <= SHARE * have:
             words = "the same result" if same else "another result"
-            settings = " ".join(f"--set stages.{name}.{k}={v}" for k, v in changes.items())
+            settings = " ".join(f"--set stages.{name}.{k}={str(v).lower()}" for k, v in changes.items())
             return f"{told}\n  fits with {words}, about {human_bytes(needed)}: {settings}{end}"
     return f"{told}\n  no smaller batch fits by the estimate: take a smaller model or a larger device{end}"
 
@@ -55,10 +55,16 @@ def alternatives(recipe: Recipe, name: str) -> Iterator[tuple[bool, dict[str, An
     stage = recipe.stages[name]
     if stage.kind in ("pretrain", "sft"):
         rows, now = stage.batch.rows, stage.batch.accumulate
-        for micro in _halves(-(-rows // now)):
+        micros = list(_halves(-(-rows // now)))
+        for micro in micros:
             yield True, {"batch.accumulate": -(-rows // micro)}
+        again: dict[str, Any] = {"batch.recompute": True}
+        if not stage.batch.recompute:
+            yield True, again
+            for micro in micros:
+                yield True, again | {"batch.accumulate": -(-rows // micro)}
         for length in _halves(stage.batch.length, least=32):
-            yield False, {"batch.accumulate": rows, "batch.length": length}
+            yield False, again | {"batch.accumulate": rows, "batch.length": length}
         return
     fields = [f for f in ("micro_tokens", "slots") if f in type(stage).model_fields]
     values = {f: [getattr(stage, f), *_halves(getattr(stage, f))] for f in fields}

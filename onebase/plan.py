@@ -238,7 +238,10 @@ def _memory(recipe: Recipe, stage: Any, size: Size, cached: int) -> int:
             total += width * size.total * (stage.loss.kl > 0)
         else:
             micro = -(-stage.batch.rows // stage.batch.accumulate) * stage.batch.length
-        total += micro * (width * size.kept_per_token + 3 * 4 * size.vocab)
+        kept = size.kept_per_token
+        if stage.kind != "grpo" and stage.batch.recompute:
+            kept = kept // size.layers + size.layers * size.hidden  # one block's, and every block's input
+        total += micro * (width * kept + 3 * 4 * size.vocab)
     return total + cached * 4 * size.cached_per_token
 
 

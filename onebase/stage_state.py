@@ -23,7 +23,7 @@ from onebase.wording import given
 
 # Fields that change cost, memory or how often something is written, not the result: a stage goes on under
 # another value.
-NEUTRAL = {"checkpoint_every", "eval_every", "slots", "micro_tokens", "accumulate", "workers"}
+NEUTRAL = {"checkpoint_every", "eval_every", "slots", "micro_tokens", "accumulate", "recompute", "workers"}
 
 
 def inputs(recipe: Recipe, name: str, only_set: bool = False) -> dict[str, Any]:

@@ -39,6 +39,7 @@ def main(run: StageRun) -> dict[str, float]:
     tokenizer, model = _start(run)
     model.train()
     compile_blocks(model)
+    model.recompute = stage.batch.recompute
     model.config.max_position_embeddings = max(model.config.max_position_embeddings, stage.batch.length)
     optimizer = Optimizer(model.named_parameters(), stage.optim, stage.batch.accumulate)
 

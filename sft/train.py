@@ -29,6 +29,7 @@ def main(run: StageRun) -> dict[str, float]:
     assert run.init is not None
     model, tokenizer = checkpoint.load(run.init, run.device, run.recipe.dtype)
     model.train()
+    model.recompute = stage.batch.recompute
     optimizer = Optimizer(model.named_parameters(), stage.optim, stage.batch.accumulate)
 
     def rows_of(sources: list[Source], cache: str) -> Mixture:

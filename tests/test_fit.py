@@ -66,6 +66,9 @@ def test_an_estimate_that_is_too_low_is_scaled(recipe: Recipe) -> None:
 def test_rows_come_before_the_length_and_the_length_changes_the_result(recipe: Recipe) -> None:
     one_row = fit.estimate(recipe, "base", {"batch.accumulate": 64})
     text = fit.advice(recipe, "base", int(one_row / fit.SHARE) - 10_000_000)
+    assert "batch.recompute=true" in text and "the same result" in text
+    one_row = fit.estimate(recipe, "base", {"batch.accumulate": 64, "batch.recompute": True})
+    text = fit.advice(recipe, "base", int(one_row / fit.SHARE) - 10_000_000)
     assert "another result" in text and settings(text)["batch.length"] < 2048
     assert "no smaller batch fits" in fit.advice(recipe, "base", 1000)
 

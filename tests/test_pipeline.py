@@ -162,7 +162,7 @@ def test_broken_stage_goes_on_where_it_stopped(folder: Path, monkeypatch: pytest
         ("MemoryError()", ["stage zero", "out of memory", "micro_tokens"]),
         (
             "__import__('torch').OutOfMemoryError('CUDA out of memory. Tried')",
-            ["out of memory: CUDA", "accumulate"],
+            ["out of memory: CUDA", "zero.micro_tokens=", "estimated"],
         ),
         ("__import__('onebase.errors').errors.UserError('row 3 is bad')", ["stage zero: row 3 is bad"]),
     ],

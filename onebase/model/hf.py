@@ -7,6 +7,7 @@ through unchanged.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -105,6 +106,7 @@ class HFCausalLM(nn.Module):
         super().__init__()
         self.model = model
         self.mtp = None
+        self._recompute = False
         config = model.config.get_text_config()
         for field in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
             if getattr(config, field, None) not in (None, 1, 1.0):
@@ -132,6 +134,30 @@ class HFCausalLM(nn.Module):
         if missing:  # transformers would fill them with random numbers and only warn
             raise UserError(f"{origin}: {len(missing)} weights are missing, first {missing[0]}")
         return cls(model).to(device)
+
+    @property
+    def recompute(self) -> bool:
+        """As `Transformer.recompute`."""
+        return self._recompute
+
+    @recompute.setter
+    def recompute(self, value: bool) -> None:
+        if value == self._recompute:
+            return
+        with warnings.catch_warnings():
+            # renamed in transformers 5.24 or before; the old names are there until 6
+            warnings.simplefilter("ignore", FutureWarning)
+            try:
+                if value:
+                    self.model.gradient_checkpointing_enable({"use_reentrant": False})
+                else:
+                    self.model.gradient_checkpointing_disable()
+            except ValueError as e:
+                kind = self.model.config.model_type
+                raise UserError(
+                    f"{kind}: transformers cannot recompute it; set batch.recompute: false"
+                ) from e
+        self._recompute = value
 
     @property
     def head_weight(self) -> Tensor:

@@ -10,9 +10,11 @@ index num_hidden_layers, as the format stores it.  As in vLLM and transformers i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from onebase.model.config import ModelConfig
 from onebase.model.mla import MLA, RMSNorm, Rope
@@ -132,6 +134,8 @@ class Transformer(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
         self.mtp = MTPBlock(config) if config.num_nextn_predict_layers else None
         self.rope = Rope(config)
+        self.recompute = False
+        """Keep each block's input only, and compute the rest again in the backward pass."""
 
     @property
     def head_weight(self) -> Tensor:
@@ -159,7 +163,7 @@ class Transformer(nn.Module):
             route_BTK = None
             if route_BTLK is not None and isinstance(layer.mlp, MoE):
                 route_BTK = route_BTLK[:, :, len(routing)]
-            x, routed = layer(x, rotation, mask, real_BT, route_BTK)
+            x, routed = self._again(layer, x, rotation, mask, real_BT, route_BTK)
             if routed is not None:
                 routing.append(routed)
         hidden = self.norm(x)
@@ -168,10 +172,19 @@ class Transformer(nn.Module):
             # The last token has no next one; its wrapped-around input is never a target.
             next_embedding = self.embed_tokens(ids_BT.roll(-1, 1))
             mtp_real_BT = _has_next(ids_BT, document_BT, real_BT)
-            mtp_hidden, routed = self.mtp.predict(hidden, next_embedding, rotation, mask, mtp_real_BT)
+            mtp_hidden, routed = self._again(
+                self.mtp.predict, hidden, next_embedding, rotation, mask, mtp_real_BT
+            )
             assert routed is not None
             routing.append(routed)
         return Output(hidden, mtp_hidden, routing)
+
+    def _again(self, block: Any, *args: Any) -> Any:
+        """`block(*args)`, recomputed in the backward pass where that is wanted (there is no dropout, so the
+        random state need not be kept)."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return block(*args)
+        return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
 
     def prefill(self, ids_BT: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Hidden states, per layer the cache entries [B, T, C + R] of rows that start at position 0, and per
