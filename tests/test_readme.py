@@ -16,6 +16,9 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 ENGINES = (Path(__file__).parents[1] / "docs" / "engines.md").read_text(encoding="utf-8")
 
 
+STABILITY = (Path(__file__).parents[1] / "docs" / "stability.md").read_text(encoding="utf-8")
+
+
 def block(language: str, text: str = README) -> str:
     found = re.search(rf"```{language}\n(.*?)```", text, re.DOTALL)
     assert found, f"there is no {language} block"
@@ -37,6 +40,14 @@ def test_the_recipe_of_the_engines_page_loads(tmp_path: Path) -> None:
     file.write_text(text.replace("problems.jsonl", str(tmp_path / "problems.jsonl")))
     stage = recipe_loader.load(file, []).stages["r1_zero"]
     assert stage.engines.staleness == 1 and stage.correction.replay_routes  # type: ignore[union-attr]
+
+
+def test_the_examples_of_the_stability_page_run(tmp_path: Path) -> None:
+    file = tmp_path / "stable.yaml"
+    file.write_text("name: stable\n" + block("yaml", STABILITY))
+    stage = recipe_loader.load(file, []).stages["base"]
+    assert stage.stability.qk_clip == 100 and stage.stability.rollback_lr == 0.7  # type: ignore[union-attr]
+    exec(block("python", STABILITY), {})
 
 
 def test_the_verifier_of_one_file_judges(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def slow_spike(losses: Sequence[float], window: int, patience: int, threshold: f
     for end in range(last, window - 1, -max(1, patience // 2)):
         block = [v for v in seen[end - window : end] if v < math.inf]
         if 2 * len(block) >= window:
-            middle, spread = scale(block, LOSS_FLOOR)
+            middle, spread = _level(block)
             if best is None or middle < best[0]:
                 best = (middle, spread, end)
     if best is None:
@@ -180,6 +180,16 @@ def slow_spike(losses: Sequence[float], window: int, patience: int, threshold: f
         if raised[i] and 4 * high >= 3 * (len(seen) - i):
             onset = i
     return Slow(skipped + onset, recent[patience // 2], middle, spread)
+
+
+def _level(block: Sequence[float]) -> tuple[float, float]:
+    """(median, robust deviation from the block's own straight line): a loss that falls steadily is not noise.
+    The slope is that between the medians of the two halves."""
+    half = len(block) // 2
+    slope = (median(block[half:]) - median(block[:half])) / (len(block) - half)
+    middle = median(block)
+    _, spread = scale([v - slope * i for i, v in enumerate(block)], 0.0)
+    return middle, max(spread, LOSS_FLOOR * abs(middle))
 
 
 def position(step: int, windows: Iterable[Window]) -> int:
