@@ -145,6 +145,7 @@ def onebase_side(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     from onebase.recipe import Grpo
     from onebase.rollout.groups import prompt_ids, sample_groups
     from onebase.rollout.torch_engine import TorchEngine
+    from onebase.train.compiled import compile_blocks
     from onebase.train.optim import Optimizer
 
     rows = problems(WARM + args.steps, args.prompts)
@@ -160,6 +161,8 @@ def onebase_side(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     })  # fmt: skip
     model, tokenizer = checkpoint.load(folder, args.device, args.dtype)
     model.train()
+    if args.compile:
+        compile_blocks(model, dynamic=True)
     tokenizer.stop_ids = ()  # every completion to its full length
     longest = max(len(prompt_ids(tokenizer, row, stage.sampling)) for step in rows for row in step)
     engine = TorchEngine(model, tokenizer.pad_id, stage.slots, longest + args.tokens)
@@ -300,6 +303,7 @@ def main() -> int:
     parser.add_argument("--micro-tokens", type=int, default=16384, help="onebase: of one forward pass")
     parser.add_argument("--trl-batch", type=int, help="TRL: completions of one forward pass")
     parser.add_argument("--trl-checkpointing", action="store_true", help="TRL: gradient checkpointing")
+    parser.add_argument("--compile", action="store_true", help="onebase: blocks compiled, for any shape")
     parser.add_argument("--folder", type=Path, help="checkpoint folder; made where it is missing")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -14,13 +14,14 @@ import torch
 from onebase.model.transformer import Transformer
 
 
-def compile_blocks(model: Any) -> bool:
-    """Compile every block's `forward` in place where that pays; says whether it did.
+def compile_blocks(model: Any, dynamic: bool = False) -> bool:
+    """Compile every block's `forward` in place where that pays; says whether it did.  `dynamic` for batches
+    whose shape varies.
 
-    Pitfall: the first step takes about a minute; a new shape of the batch compiles again."""
+    Pitfall: the first step takes half a minute; without `dynamic` a new shape compiles again."""
     weight = model.head_weight
     if not isinstance(model, Transformer) or not weight.is_cuda or weight.dtype != torch.bfloat16:
         return False
     for block in [*model.blocks(), *([model.mtp] if model.mtp is not None else [])]:
-        block.compile(dynamic=False)
+        block.compile(dynamic=dynamic)
     return True
