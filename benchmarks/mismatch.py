@@ -9,6 +9,7 @@ quantised weights: `bf16` (weights and arithmetic), `float8` (e4m3, one scale pe
 
 `replay` draws rollouts from a checkpoint and compares the trainer's log-probabilities of them with the
 engine's, once with its own routing and once with the engine's experts replayed (R3, arXiv 2510.11370).
+CHECKPOINT may be `random`: a random mixture of 32 experts, another one for each seed.
 
 `train` runs the laptop recipe's R1-Zero stage on CHECKPOINT (runs/laptop/base/checkpoint), with `--updates`
 optimizer steps per batch, in several ways:
@@ -76,6 +77,32 @@ def engine_model(model: Any, how: str) -> Any:
 # -- replay
 
 
+@torch.no_grad()
+def random_mixture(folder: Path, seed: int) -> None:
+    """A folder with a random model of 5 layers and 32 experts, 2 of them chosen: weights of unit gain, no
+    selection bias."""
+    from onebase.model import checkpoint
+    from onebase.model.config import ModelConfig
+    from onebase.model.transformer import Transformer
+    from onebase.tokenizer import train
+
+    config = ModelConfig(
+        vocab_size=288, hidden_size=32, num_hidden_layers=5, num_attention_heads=2, kv_lora_rank=12,
+        qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=6, intermediate_size=48,
+        moe_intermediate_size=16, n_routed_experts=32, num_experts_per_tok=2, routed_scaling_factor=1.7,
+        num_nextn_predict_layers=0, max_position_embeddings=256,
+    )  # fmt: skip
+    model = Transformer(config)
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in model.named_parameters():
+        noise = torch.randn(p.shape, generator=generator)
+        if p.dim() == 1:
+            p.copy_((1.0 if "norm" in name else 0.0) + 0.2 * noise)
+        else:
+            p.copy_(noise * (0.5 if "embed_tokens" in name else p.shape[-1] ** -0.5))
+    checkpoint.save(folder, model, train((f"{i} plus {3 * i} makes {4 * i}\n" for i in range(300)), 280))
+
+
 def replay(folder: str, how: str, prompts: int, seed: int) -> dict[str, dict[str, float]]:
     """Mismatch metrics with and without routing replay of one batch of rollouts."""
     from onebase.data import Problems
@@ -116,7 +143,12 @@ def replay_table(args: argparse.Namespace) -> list[dict[str, Any]]:
     results = []
     for how in args.round:
         for seed in range(args.seeds):
-            got = replay(str(args.base), how, args.prompts, seed)
+            with tempfile.TemporaryDirectory() as temp:
+                base = args.base
+                if str(base) == "random":
+                    base = Path(temp) / "base"
+                    random_mixture(base, seed)
+                got = replay(str(base), how, args.prompts, seed)
             for name, m in got.items():
                 print(f"{how:>8}{seed:5}{name:>10}" + "".join(f"{m[k]:18.6f}" for k in SHOWN), flush=True)
             results.append({"round": how, "seed": seed, **got})

@@ -432,6 +432,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own default, 15, starves them on a busy machine
     result = soak(args.minutes, args.engines, args.every, args.seed, args.limit, args.idle, args.grace)
     result = {"command": ["benchmarks/ray_soak.py", *sys.argv[1:]], **result}
     text = json.dumps(result, indent=1)
