@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -35,6 +37,8 @@ from onebase.pretrain.corpus_config import CorpusConfig
 from onebase.pretrain.corpus_shards import SPLITS, Part, Shard, open_corpus, part_dict, verify, write_index
 
 VERSION = 1  # of what the steps make: raised when the same configuration would give another corpus
+LONG_RUN = re.compile(r"(\S{1000})\S+|(\s{1000})\s+")
+"""A word's rest that the tokenizer is not trained on: its trainer's time grows with the square of a word."""
 Job = tuple[Callable[..., None], tuple[Any, ...]]
 
 
@@ -120,6 +124,9 @@ def prepare(config: CorpusConfig, out: Path, workers: int = 1, keep_work: bool =
             config,
         )
         jobs.append((target, (steps.shard, (*arguments, target, f"shards/{token_key}/{n:05d}"))))
+    for target, _ in jobs:
+        if target.is_dir() and not _whole(target, tokenizer):
+            shutil.rmtree(target)
     run_tasks("tokens", jobs, workers, shards)
     _write(config, out, found, read, parts, shards, suites, tokenizer, token_key)
     _remove_others(out / "shards", {token_key})
@@ -178,7 +185,7 @@ def _in_processes(jobs: Sequence[Job], workers: int) -> None:
     from onebase.pretrain.corpus_steps import start_worker
 
     context = multiprocessing.get_context("spawn")  # threads of tokenizers and torch do not survive a fork
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, start_worker) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, start_worker, (os.getpid(),)) as pool:
         waiting = [pool.submit(function, *arguments) for function, arguments in jobs]
         try:
             for future in waiting:
@@ -226,7 +233,7 @@ def _make_tokenizer(config: CorpusConfig, out: Path, parts: list[Made], key: str
                 for part in mine:
                     left = quota
                     for text in part_texts(part.file):
-                        yield text
+                        yield LONG_RUN.sub(r"\1\2", text)
                         if (left := left - len(text)) <= 0:
                             break
 
@@ -287,6 +294,19 @@ def _write(
     open_corpus(out)
     tokens = {split: sum(p.tokens for p in splits[split]) for split in SPLITS}
     say(f"{out}: {tokens['train']} tokens to train on, {tokens['heldout']} held out; see card.md")
+
+
+def _whole(shard: Path, tokenizer: Path) -> bool:
+    """Whether a finished shard's token files are still as long as they were."""
+    from onebase.pretrain.corpus_tokens import dtype_of
+    from onebase.tokenizer import ChatTokenizer
+
+    size = dtype_of(ChatTokenizer.load(str(tokenizer))).itemsize
+    try:
+        told = _json(shard / "shard.json")["shards"]
+        return all((shard / f"{s}.tokens").stat().st_size == told[s]["tokens"] * size for s in SPLITS)
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _finished(out: Path, key: str) -> bool:

@@ -84,26 +84,26 @@ def bounded_lines(
 ) -> Iterator[tuple[int, bytes | None]]:
     """(where the line begins, line), None in its place where it is longer than `most`: such a line is passed
     over in blocks, never held.  With `span`, lines that begin in [start, end)."""
-    at, end = span or (0, None)
+    at, end = span or (0, 1 << 62)
     if at:
         f.seek(at - 1)
-        at += -1 + _pass_over(f)  # to behind the line that begins before; none is lost if one ends just here
-    while end is None or at < end:
+        at += -1 + _pass_over(f, end - at + 1)  # behind the line before; none is lost if it ends just here
+    while at < end:
         line = f.readline(most + 1)
         if not line:
             return
         start, at = at, at + len(line)
         if len(line) > most and not line.endswith(b"\n"):
-            at += _pass_over(f)
+            at += _pass_over(f, end - at)
             yield start, None
         else:
             yield start, line
 
 
-def _pass_over(f: BinaryIO) -> int:
-    """Read up to behind the next line end; returns how many bytes that were."""
+def _pass_over(f: BinaryIO, most: int) -> int:
+    """Read up to behind the next line end, or `most` bytes or a little more; returns how many that were."""
     passed = 0
-    while block := f.readline(BLOCK):
+    while passed < most and (block := f.readline(BLOCK)):
         passed += len(block)
         if block.endswith(b"\n"):
             break
@@ -153,8 +153,7 @@ class RowsReader(_Bounded, JsonlReader):
 
 
 def _lines(reader: Any, filepath: str) -> Iterator[tuple[int, bytes]]:
-    with reader.data_folder.open(filepath, "rb", compression="infer") as raw:
-        f = raw if isinstance(raw, io.BufferedIOBase) or hasattr(raw, "readline") else io.BufferedReader(raw)
+    with opened(reader, filepath) as f:
         try:
             for start, line in bounded_lines(f, reader.most, reader.span):
                 if line is None:
@@ -165,6 +164,47 @@ def _lines(reader: Any, filepath: str) -> Iterator[tuple[int, bytes]]:
             if not _torn(error):
                 raise
             reader.left_out[DAMAGED] += 1
+
+
+def opened(reader: Any, filepath: str) -> Any:
+    """The file's bytes, decompressed by its name.  fsspec's own zstd ends silently behind the first frame and
+    where a file is cut short."""
+    if not filepath.endswith(".zst"):
+        return reader.data_folder.open(filepath, "rb", compression="infer")
+    return io.BufferedReader(_Zstd(reader.data_folder.open(filepath, "rb", compression=None)), BLOCK)
+
+
+class _Zstd(io.RawIOBase):
+    """All frames of a zstd file; EOFError where the last is not whole.  Compressed bytes are fed in small
+    pieces, since a few of them may stand for very many."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self.raw, self.rest, self.made = raw, b"", memoryview(b"")
+        self.frame: Any = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        import zstandard
+
+        while not self.made:
+            data = self.rest or self.raw.read(2048)
+            self.rest = b""
+            if not data:
+                if self.frame is not None:
+                    raise EOFError("the file ends inside a frame")
+                return 0
+            frame = self.frame or zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+            self.made = memoryview(frame.decompress(data))
+            self.frame, self.rest = (None, frame.unused_data) if frame.eof else (frame, b"")
+        n = min(len(buffer), len(self.made))
+        buffer[:n], self.made = self.made[:n], self.made[n:]
+        return n
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
 
 
 def _is_utf8(data: bytes) -> bool:
@@ -208,7 +248,7 @@ class TextReader(_Bounded, BaseDiskReader):
 
     def blocks(self, filepath: str) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")()
-        with self.data_folder.open(filepath, "rb", compression="infer") as f:
+        with opened(self, filepath) as f:
             while data := f.read(BLOCK):
                 yield decoder.decode(data)
         yield decoder.decode(b"", final=True)
@@ -288,8 +328,8 @@ class TableReader(_Bounded, ParquetReader):
 
 class ArchiveReader(_Bounded, BaseDiskReader):
     """WARC and WET: the text of `conversion` records, and of `response` records in HTML, by trafilatura as
-    FineWeb does.  datatrove's own reader asks libmagic, a library of the system, for a record's type; here the
-    record's headers tell."""
+    FineWeb does.  datatrove's own reader asks libmagic, a library of the system, for a record's type; here
+    the record's headers tell."""
 
     name = "archive"
     CHARSET = re.compile(rb"""charset=["']?([\w-]+)""", re.IGNORECASE)

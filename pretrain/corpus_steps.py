@@ -34,15 +34,17 @@ from onebase.tokenizer import ChatTokenizer
 LEVEL = 3  # of zstd; the kept text is written once and read two or three times
 
 
-def start_worker() -> None:
-    """In each worker: one thread, no chatter, and an end when the main process ends."""
+def start_worker(main: int) -> None:
+    """In each worker: one thread, and an end when the main process ends, however it ends."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["RAYON_NUM_THREADS"] = "1"
     if os.uname().sysname == "Linux":
         import ctypes
         import signal
 
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != main:  # it ended before that
+            os._exit(1)
 
 
 @cache

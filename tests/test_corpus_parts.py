@@ -1,5 +1,5 @@
-"""The parts of corpus preparation, each alone: repeats of ids, order, readers' bounds, scores, filters, duplicates,
-evaluations."""
+"""The parts of corpus preparation, each alone: repeats of ids, order, readers' bounds, scores, filters,
+duplicates, evaluations."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -198,6 +199,16 @@ def test_a_compressed_file_that_is_cut_short_keeps_what_came_before(tmp_path: Pa
     assert 500 < len(found) < 2500 and left_out == {"damaged or cut short": 1}
 
 
+def test_zstd_files_of_several_frames_are_read_whole_and_a_torn_one_is_told(tmp_path: Path) -> None:
+    rows = [b'{"text": "row %d of noise %d"}\n' % (n, random.Random(n).getrandbits(400)) for n in range(300)]
+    packed = b"".join(zstandard.compress(b"".join(rows[at : at + 100])) for at in (0, 100, 200))
+    (tmp_path / "a.jsonl.zst").write_bytes(packed)
+    (tmp_path / "b.jsonl.zst").write_bytes(packed[:-20])
+    assert len(texts_of("jsonl", tmp_path, "a.jsonl.zst")[0]) == 300
+    found, left_out = texts_of("jsonl", tmp_path, "b.jsonl.zst")
+    assert 200 <= len(found) < 300 and left_out == {"damaged or cut short": 1}
+
+
 def test_long_text_is_cut_at_white_space_and_loses_nothing(tmp_path: Path, prose: Prose) -> None:
     text = prose("long", 60)
     (tmp_path / "a.txt").write_text(text)
@@ -256,7 +267,8 @@ def test_archives(tmp_path: Path, prose: Prose) -> None:
     archive(tmp_path / "a.warc.wet.gz", [("conversion", "", prose(n).encode()) for n in range(3)])
     assert texts_of("warc", tmp_path, "a.warc.wet.gz") == ([prose(n) for n in range(3)], {})
     paragraphs = "".join(f"<p>{prose(n, 3)}</p>" for n in range(4))
-    page = f"<html><head><title>t</title></head><body><nav>Home Login</nav><article>{paragraphs}</article></body></html>"
+    body = f"<body><nav>Home Login</nav><article>{paragraphs}</article></body>"
+    page = f"<html><head><title>t</title></head>{body}</html>"
     records = [
         ("request", "", b"GET / HTTP/1.1"),
         ("response", "text/html; charset=iso-8859-1", page.replace("The ", "Th\xe9 ").encode("latin-1")),
@@ -311,7 +323,9 @@ def test_a_large_file_of_lines_is_cut_into_tasks(tmp_path: Path) -> None:
 
 
 def test_scores_tell_mathematics_code_and_prose_apart(prose: Prose) -> None:
-    math = r"Let \(x^2 + y^2 = z^2\). Then $\frac{a}{b} \leq \sqrt{c}$ and \[ \sum_{i=1}^n i = \frac{n(n+1)}{2} \]"
+    math = (
+        r"Let \(x^2 + y^2 = z^2\). Then $\frac{a}{b} \leq \sqrt{c}$, \[ \sum_{i=1}^n i = \frac{n(n+1)}{2} \]"
+    )
     code = "import os\n\ndef f(x):\n    y = x + 1\n    return y\n\nclass A:\n    def g(self):\n        pass\n"
     m, c, p = scores(math), scores(code), scores(prose(0))
     assert m.math > 0.8 > 0.2 > p.math and c.code > 0.8 > 0.3 > max(m.code, p.code)
