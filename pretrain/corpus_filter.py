@@ -16,18 +16,14 @@ from importlib.resources import files
 from typing import Any
 
 from datatrove.data import Document
-from datatrove.pipeline.filters import (
-    FineWebQualityFilter,
-    GopherQualityFilter,
-    GopherRepetitionFilter,
-    LanguageFilter,
-)
+from datatrove.pipeline.filters import FineWebQualityFilter, LanguageFilter
 from datatrove.pipeline.filters.base_filter import get_filter_result
 from datatrove.pipeline.formatters.pii import PIIFormatter, PIIReplacer
 from datatrove.utils.lid import FastTextLID
 
 from onebase.pretrain.corpus_config import CorpusConfig, CorpusSource
 from onebase.pretrain.corpus_decontaminate import Index
+from onebase.pretrain.corpus_gopher import FastQuality, FastRepetition
 from onebase.pretrain.corpus_scores import Scores, scores
 from onebase.pretrain.corpus_words import Hashes, Words
 
@@ -50,8 +46,8 @@ class Filter:
     def __init__(self, source: CorpusSource, config: CorpusConfig, index: Index | None) -> None:
         words = Words()
         made: dict[str, Any] = {
-            "gopher_quality": GopherQualityFilter,
-            "gopher_repetition": GopherRepetitionFilter,
+            "gopher_quality": FastQuality,
+            "gopher_repetition": FastRepetition,
             "fineweb": FineWebQualityFilter,
         }
         self.source, self.index, self.hashes = source, index, Hashes()

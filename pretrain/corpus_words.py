@@ -13,11 +13,12 @@ import re
 
 import numpy as np
 import xxhash
-from datatrove.utils.text import simplify_text
+from datatrove.utils.text import DEF_TEXT_NORM_CONFIG, TextNormConfig, simplify_text
 from datatrove.utils.word_tokenizers import WordTokenizer
 from numpy.typing import NDArray
 
 WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
+PLAIN = TextNormConfig(norm_unicode_diacritics=False)  # the same for text that has none, without looking
 KNOWN = 1 << 18  # words whose hash is kept at hand
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no word's hash is lost when it is multiplied
 
@@ -41,7 +42,7 @@ class Hashes:
         self.known: dict[str, int] = {}
 
     def words(self, text: str) -> NDArray[np.uint64]:
-        words = WORD.findall(simplify_text(text))
+        words = WORD.findall(simplify_text(text, PLAIN if text.isascii() else DEF_TEXT_NORM_CONFIG))
         known = self.known
         if len(known) > KNOWN:
             known.clear()

@@ -22,11 +22,13 @@ from onebase.pretrain.corpus_config import CorpusConfig, CorpusSource, Decontami
 from onebase.pretrain.corpus_decontaminate import Index, build, sources_of
 from onebase.pretrain.corpus_dedup import SHINGLES, Signature, group, match, minhash, sign
 from onebase.pretrain.corpus_filter import Filter
+from onebase.pretrain.corpus_gopher import FastQuality, FastRepetition
 from onebase.pretrain.corpus_plan import plan
 from onebase.pretrain.corpus_read import bounded_lines
 from onebase.pretrain.corpus_repeats import repeating_period
 from onebase.pretrain.corpus_scores import scores
 from onebase.pretrain.corpus_shards import Corpus, CorpusRows, Part, Shard, Stream
+from onebase.pretrain.corpus_words import Words
 from onebase.tokenizer import ChatTokenizer
 
 Prose = Callable[..., str]
@@ -350,6 +352,30 @@ def test_each_filter_gives_its_reason(prose: Prose) -> None:
     assert rule("m" * 3000).why and rule("  \n ").why == "no words"
     assert str(rule("\n".join(prose(n, 1)[:-1] for n in range(12))).why) == "fineweb: line_punct_ratio"
     assert Filter(*rules(filters=[]), None)("m" * 3000).why is None
+
+
+def test_the_fast_filters_decide_as_datatrove(prose: Prose) -> None:
+    """Texts on both sides of each threshold: prose with more and more of it repeated or spoilt."""
+    from datatrove.data import Document
+    from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilter
+
+    words, rng, seen = Words(), random.Random(0), Counter[str]()
+    pairs = [(GopherQualityFilter, FastQuality), (GopherRepetitionFilter, FastRepetition)]
+    filters = [(slow(language=words), fast(language=words)) for slow, fast in pairs]
+    spoils = ["#", "...", " - x", "• ", "1 2 3", "zzzzzzzzzzzzzzzzzz", "a", "\n\n", "…\n", "of the", "ä ö"]
+    for n in range(600):
+        text = prose(n, rng.randint(1, 12))
+        spoil = rng.choice([*spoils, prose(n, 1), prose(n, 1)[: rng.randint(5, 40)]])
+        pieces = text.split(" ")
+        for _ in range(rng.randint(0, 40)):
+            pieces.insert(rng.randrange(len(pieces) + 1), spoil)
+        text = rng.choice([" ", "\n"] if n % 5 == 0 else [" "]).join(pieces)
+        for slow, fast in filters:
+            document = Document(text=text, id="")
+            expected = slow.filter(document)
+            assert fast.filter(document) == expected, (n, text)
+            seen[str(expected)] += 1
+    assert seen["True"] > 200 and len(seen) > 12, seen
 
 
 def test_language(prose: Prose) -> None:
