@@ -142,17 +142,23 @@ def _stages(recipe: Recipe, line: Sequence[str]) -> str:
     return "\n".join(told) + f"\n\nSeed {recipe.seed}, {recipe.dtype}."
 
 
+ORIGINS = {
+    "world": "generated problems",
+    "path": "files",
+    "hub": "data set",
+    "stage": "rows of stage",
+    "corpus": "prepared corpus",
+}
+
+
 def _data(data: Sequence[Source]) -> str:
     total = sum(s.weight for s in data)
     told = []
     for s in data:
-        kind, name = next(
-            (k, v) for k in ("world", "path", "hub", "stage") if (v := getattr(s, k)) is not None
+        kind, name = next((k, v) for k in ORIGINS if (v := getattr(s, k)) is not None)
+        text = (
+            f"- {ORIGINS[kind]} `{name}`, {100 * s.weight / total:.3g} % of the documents, split `{s.split}`"
         )
-        what = {"world": "generated problems", "path": "files", "hub": "data set", "stage": "rows of stage"}[
-            kind
-        ]
-        text = f"- {what} `{name}`, {100 * s.weight / total:.3g} % of the documents, split `{s.split}`"
         if s.world is not None and s.styles:
             text += ", styles " + ", ".join(f"{style} {weight:g}" for style, weight in s.styles.items())
         told.append(text)

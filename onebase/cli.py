@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         again = (
             "; what is whole is kept, the same command goes on from there"
-            if words[0] in ("run", "eval")
+            if words[0] in ("run", "eval", "corpus")
             else ""
         )
         print(f"\nonebase {words[0]}: stopped{f' by {stop}' if str(stop) else ''}{again}", file=sys.stderr)
@@ -125,6 +125,23 @@ def _plan(args: argparse.Namespace) -> int:
     from onebase import simulate_command
 
     return simulate_command.main(args)
+
+
+def _corpus_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("config", metavar="CONFIG.yaml", help="sources, filters, tokenizer (docs/data.md)")
+    p.add_argument("--out", metavar="FOLDER", required=True, help="where the corpus is made, or gone on with")
+    p.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)"
+    )
+    _set_argument(p)
+    p.add_argument("--keep-work", action="store_true", help="keep the text between the steps (FOLDER/work)")
+    p.add_argument("--verify", action="store_true", help="read every shard again and compare its digest")
+
+
+def _corpus(args: argparse.Namespace) -> int:
+    from onebase.pretrain import corpus
+
+    return corpus.main(args.config, args.out, args.set, args.workers, args.keep_work, args.verify)
 
 
 def _eval_arguments(p: argparse.ArgumentParser) -> None:
@@ -274,6 +291,7 @@ def _schema(args: argparse.Namespace) -> int:
 VERBS = {
     "run": Verb(_run_arguments, _run, "run a recipe's stages: pretrain, sft, grpo, reject_sample, eval"),
     "plan": Verb(_plan_arguments, _plan, "tell what a run will cost; --simulate: how many engines it needs"),
+    "corpus": Verb(_corpus_arguments, _corpus, "prepare text for pretraining: filter, deduplicate, tokenise"),
     "eval": Verb(_eval_arguments, _eval, "measure checkpoints on problems"),
     "chat": Verb(_chat_arguments, _chat, "talk to a checkpoint"),
     "verify": Verb(_verify_arguments, _verify, "judge the rows of a file by a verifier"),

@@ -260,6 +260,12 @@ def mixture(
         if source.world is not None:
             parts.append(WorldRows(source, tokenizer, length, seed, mode, think, prompt_loss))
             continue
+        if source.corpus is not None:
+            from onebase.pretrain.corpus_shards import rows_of
+
+            rows, weights = rows_of(source.corpus, source.split, tokenizer, length, seed)
+            parts.append(Mixture(rows, weights, seed))  # the corpus' own weights inside this source's share
+            continue
         where = source.path or source.hub or f"stage {source.stage}"
         if mode == "pretrain":
             from onebase.pretrain.shards import token_file

@@ -71,7 +71,7 @@ def disk_full(path: Path, needed: int, kept: str, error: BaseException) -> UserE
         f"{path}: cannot be written: {cause} ({error})\n"
         f"  needed: {human_bytes(needed)} or more; free: {human_bytes(free_bytes(path))}\n"
         f"  kept: {kept} is whole\n"
-        f"  make room (or set the recipe's `runs` to another disk) and run the same command again"
+        f"  make room (or write to another disk: a recipe's `runs`, a corpus' --out) and run the same again"
     )
 
 

@@ -83,7 +83,7 @@ def run(
         return folder
     device = pick_device(recipe.hardware)
     with ExitStack() as stack:
-        stack.enter_context(_lock(folder))
+        stack.enter_context(lock(folder))
         preemption = stack.enter_context(_signals())
         renewed = (named or todo) if fresh else []
         stage_state.check_unchanged(recipe, folder, todo, renewed)
@@ -226,8 +226,9 @@ def _say(quiet: bool, text: str) -> None:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """One process per run folder.  The kernel drops the lock when the process ends, however it ends.
+def lock(folder: Path, other: str = "give this run another name: --set name=OTHER") -> Iterator[None]:
+    """One process per run folder; `other` says what to do instead of waiting.  The kernel drops the lock when
+    the process ends, however it ends.
 
     A POSIX lock (lockf), not flock: forked workers that outlive a killed parent must not hold it.
     """
@@ -239,8 +240,7 @@ def _lock(folder: Path) -> Iterator[None]:
             f.seek(0)
             owner = f.read().strip() or "another process"
             raise UserError(
-                f"{folder}: is being written by {owner}\n"
-                "  wait for it, end it, or give this run another name: --set name=OTHER"
+                f"{folder}: is being written by {owner}\n  wait for it, end it, or {other}"
             ) from error
         f.truncate(0)
         f.write(f"process {os.getpid()} on {os.uname().nodename}")

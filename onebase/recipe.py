@@ -17,7 +17,7 @@ class Section(BaseModel):
 
 
 class Source(Section):
-    """Where rows come from: exactly one of world, path, hub, stage."""
+    """Where rows come from: exactly one of world, path, hub, stage, corpus."""
 
     world: str | None = None
     """Family of generated problems (`onebase ls worlds`)."""
@@ -27,10 +27,13 @@ class Source(Section):
     """Hugging Face data set id, with `:config` behind it where it has several."""
     stage: str | None = None
     """Another stage whose output rows are used (a reject_sample stage)."""
+    corpus: str | None = None
+    """Pretrain stages: a folder that `onebase corpus` prepared; its sources keep their weights to each
+    other."""
     weight: float = Field(1.0, gt=0)
     """Share of this source among the sources, in documents."""
     split: str = "train"
-    """Worlds: train, heldout or ood.  Hub: the split's name."""
+    """Worlds: train, heldout or ood.  Hub: the split's name.  Corpus: train or heldout."""
     rows: tuple[int, int] | None = None
     """[start, stop) rows of a path or hub source, to hold some out."""
     difficulty: tuple[int, int] | None = None
@@ -49,9 +52,9 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Source:
-        given = [k for k in ("world", "path", "hub", "stage") if getattr(self, k) is not None]
+        given = [k for k in ("world", "path", "hub", "stage", "corpus") if getattr(self, k) is not None]
         if len(given) != 1:
-            raise ValueError(f"exactly one of world, path, hub, stage; given: {given or 'none'}")
+            raise ValueError(f"exactly one of world, path, hub, stage, corpus; given: {given or 'none'}")
         return self
 
 

@@ -30,6 +30,8 @@ def faults(recipe: Recipe, document: Document) -> Iterator[str]:
         for key in ("data", "heldout", "evaluate"):
             for n, source in enumerate(getattr(stage, key, [])):
                 yield from _source_faults(source, document, (*at, key, n))
+                if source.corpus is not None:
+                    yield from _corpus_faults(source, stage.kind, document, (*at, key, n))
         yield from _reward_faults(getattr(stage, "rewards", []), stage.kind, document, (*at, "rewards"))
     loop = graph.cycle(recipe.stages)
     if loop:
@@ -98,6 +100,20 @@ def _source_faults(source: Source, document: Document, keys: Keys) -> Iterator[s
     if source.rows is not None and not 0 <= source.rows[0] < source.rows[1]:
         text = f"given {list(source.rows)}\n  allowed: [start, stop), 0 <= start < stop"
         yield _fault(document, (*keys, "rows"), text)
+
+
+def _corpus_faults(source: Source, kind: str, document: Document, keys: Keys) -> Iterator[str]:
+    if kind != "pretrain":
+        text = f"a prepared corpus holds tokens without turns; a {kind} stage cannot use it"
+        yield _fault(document, (*keys, "corpus"), f"{text}\n  allowed: world, path, hub or stage")
+        return
+    from onebase.errors import UserError
+    from onebase.pretrain.corpus_shards import open_corpus, parts_of
+
+    try:
+        parts_of(open_corpus(str(source.corpus)), source.split)
+    except UserError as error:
+        yield _fault(document, (*keys, "corpus"), str(error))
 
 
 def _world_faults(source: Source, document: Document, keys: Keys) -> Iterator[str]:

@@ -35,12 +35,12 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def validate(document: Document) -> Recipe:
-    _expand_home(document.data)
+    expand_home(document.data)
     _complete_sections(document.data)
     try:
         recipe = Recipe.model_validate_json(json.dumps(document.data), strict=True)
     except ValidationError as error:
-        raise UserError("\n".join(dict.fromkeys(_pydantic_faults(error, document)))) from None
+        raise UserError("\n".join(dict.fromkeys(pydantic_faults(error, document)))) from None
     faults = list(dict.fromkeys(recipe_checks.faults(recipe, document)))
     if faults:
         raise UserError("\n".join(faults))
@@ -74,16 +74,16 @@ def find(name: str | Path) -> Path:
     )
 
 
-def _expand_home(value: Any) -> None:
+def expand_home(value: Any) -> None:
     """`~` in the paths of sources, once and for all."""
     if isinstance(value, dict):
         if isinstance(value.get("path"), str) and value["path"].startswith("~"):
             value["path"] = str(Path(value["path"]).expanduser())
         for child in value.values():
-            _expand_home(child)
+            expand_home(child)
     elif isinstance(value, list):
         for child in value:
-            _expand_home(child)
+            expand_home(child)
 
 
 def _complete_sections(data: dict[str, Any]) -> None:
@@ -100,12 +100,15 @@ def _complete_sections(data: dict[str, Any]) -> None:
 # Faults that pydantic finds, in our words.
 
 
-def _pydantic_faults(error: ValidationError, document: Document) -> Iterator[str]:
+def pydantic_faults(
+    error: ValidationError, document: Document, root: type[BaseModel] = Recipe
+) -> Iterator[str]:
+    """One message per fault; `root` is the schema of the whole document."""
     for fault in error.errors(include_url=False):
         keys = _keys(fault["loc"], document)
         kind, message = fault["type"], str(fault["msg"])
         head = f"{document.place(keys)}: {_dotted(keys)}: "
-        section = section_at(document.data, keys[:-1])
+        section = section_at(document.data, keys[:-1], root)
         allowed = list(section.model_fields) if section else []
         if kind == "extra_forbidden":
             name = str(keys[-1])
@@ -184,16 +187,16 @@ def stage_section(kind: Any) -> type[BaseModel] | None:
     return None
 
 
-def section_at(data: dict[str, Any], keys: Keys) -> type[BaseModel] | None:
+def section_at(data: dict[str, Any], keys: Keys, root: type[BaseModel] = Recipe) -> type[BaseModel] | None:
     """The schema of the section that stands at `keys`, or None for plain values, lists and mappings."""
-    annotation: Any = Recipe
+    annotation: Any = root
     here: Any = data
     for n, key in enumerate(keys):
         try:
             here = here[key]
         except (KeyError, IndexError, TypeError):
             here = None
-        if n == 1 and keys[0] == "stages":
+        if root is Recipe and n == 1 and keys[0] == "stages":
             annotation = stage_section(here.get("kind") if isinstance(here, dict) else None)
         elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
             info = annotation.model_fields.get(str(key))

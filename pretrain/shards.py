@@ -65,7 +65,7 @@ def token_file(
     """The source's ids, mapped from `folder`; tokenised first unless they are there for the same source and
     tokenizer.  UserError where the source holds no text."""
     files = _files(source, folders)
-    made_from = (_vocabulary_digest(tokenizer), _source_digest(source, files))
+    made_from = (vocabulary_digest(tokenizer), _source_digest(source, files))
     settle(folder)
     index = _found(folder)
     if index is None or (index.vocabulary, index.source) != made_from:
@@ -110,7 +110,7 @@ def _make(
     files: list[Path],
     made_from: tuple[str, str],
 ) -> Index:
-    dtype = np.dtype(np.uint16 if _largest_id(tokenizer) < 1 << 16 else np.uint32)
+    dtype = np.dtype(np.uint16 if largest_id(tokenizer) < 1 << 16 else np.uint32)
     skipped: Counter[str] = Counter()
     with atomic_folder(folder) as aside:
         with open(aside / TOKENS, "wb") as out:
@@ -195,7 +195,7 @@ def _documents(
         elif why := _unfit(file):
             skipped[why] += 1
         else:
-            yield _pieces(_blocks(file))
+            yield pieces(_blocks(file))
 
 
 def _rows(source: Source, folders: dict[str, Path], skipped: Counter[str]) -> Iterator[Iterator[str]]:
@@ -205,7 +205,7 @@ def _rows(source: Source, folders: dict[str, Path], skipped: Counter[str]) -> It
             turns = chat_row(row, str(source.path or source.hub or f"stage {source.stage}"))
             text = "\n".join(m["content"] for m in turns)
         if text:
-            yield _pieces(iter([str(text)]))
+            yield pieces(iter([str(text)]))
         else:
             skipped["empty"] += 1
 
@@ -233,7 +233,7 @@ def _blocks(file: Path) -> Iterator[str]:
     yield decoder.decode(b"", final=True)
 
 
-def _pieces(blocks: Iterator[str]) -> Iterator[str]:
+def pieces(blocks: Iterator[str]) -> Iterator[str]:
     """The blocks' text in pieces of at most PIECE characters."""
     rest = ""
     for block in blocks:
@@ -270,11 +270,11 @@ def _files(source: Source, folders: dict[str, Path]) -> list[Path]:
     return files
 
 
-def _largest_id(tokenizer: ChatTokenizer) -> int:
+def largest_id(tokenizer: ChatTokenizer) -> int:
     return max(*tokenizer.hf.get_vocab().values(), tokenizer.document_end_id)
 
 
-def _vocabulary_digest(tokenizer: ChatTokenizer) -> str:
+def vocabulary_digest(tokenizer: ChatTokenizer) -> str:
     """Of everything that decides which ids a text gets."""
     backend = getattr(tokenizer.hf, "backend_tokenizer", None)
     known = backend.to_str() if backend is not None else json.dumps(tokenizer.hf.get_vocab(), sort_keys=True)

@@ -18,6 +18,7 @@ from onebase.data import Mixture, mixture, texts
 from onebase.errors import UserError
 from onebase.model import checkpoint
 from onebase.model.transformer import Transformer, init_weights
+from onebase.pretrain.corpus_shards import corpus_bytes_per_token, corpus_tokenizer
 from onebase.pretrain.shards import bits_per_byte, bytes_per_token
 from onebase.recipe import Pretrain, Source
 from onebase.stage import StageRun
@@ -131,7 +132,8 @@ def main(run: StageRun) -> dict[str, float]:
 
 
 def _start(run: StageRun) -> tuple[ChatTokenizer, Transformer]:
-    """A new model with a tokenizer trained on this stage's corpus, or `init`'s to go on with."""
+    """A new model with a prepared corpus' tokenizer or one trained on this stage's texts, or `init`'s to go
+    on with."""
     stage: Pretrain = run.stage
     if run.init is not None:
         model, tokenizer = checkpoint.load(run.init, run.device, run.recipe.dtype)
@@ -142,8 +144,9 @@ def _start(run: StageRun) -> tuple[ChatTokenizer, Transformer]:
         return tokenizer, model
     folder = run.folder / "tokenizer"
     if not (folder / "tokenizer.json").is_file():
-        sample = _sample(run, run.recipe.tokenizer.sample_bytes)
-        made = train(sample, run.recipe.tokenizer.vocab_size)
+        made = corpus_tokenizer(stage.data)
+        if made is None:
+            made = train(_sample(run, run.recipe.tokenizer.sample_bytes), run.recipe.tokenizer.vocab_size)
         with checkpoint.atomic_folder(folder) as aside:
             made.save(aside)
     tokenizer = ChatTokenizer.load(str(folder))
@@ -159,6 +162,8 @@ def _bytes_per_token(run: StageRun) -> float | None:
     sources = run.stage.heldout
     if len(sources) != 1 or sources[0].world is not None:
         return None
+    if sources[0].corpus is not None:
+        return corpus_bytes_per_token(sources[0].corpus, sources[0].split)
     return bytes_per_token(run.folder / "cache_heldout" / "tokens_0")
 
 

@@ -8,6 +8,7 @@ through the environment, so that tests which never use torch do not import it.
 from __future__ import annotations
 
 import os
+import random
 import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,27 @@ def tiny_tokenizer() -> ChatTokenizer:
     from onebase.tokenizer import train
 
     return train((f"{i} plus {3 * i} makes {4 * i}\n" for i in range(300)), 280)
+
+
+COMMON = (
+    "the of and to in that is was he for it with as his on be at by had not are but from or have an they "
+    "which one you were all she there would their we him been has when who will more no if out so said "
+    "what up its about into than them can only other new some could time these two may then do first any "
+    "my now such like our over man me even most made after also did many before must through back years "
+    "where much your way well"
+).split()
+
+
+@pytest.fixture(scope="session")
+def prose() -> Callable[..., str]:
+    """prose(seed, lines=10): lines of fourteen common words that text filters keep; different seeds share
+    hardly a run of words."""
+
+    def make(seed: object, lines: int = 10) -> str:
+        rng = random.Random(str(seed))
+        return "\n".join(" ".join(rng.choices(COMMON, k=14)).capitalize() + "." for _ in range(lines))
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -147,7 +147,7 @@ def test_batches_cut_anywhere_give_the_same_file(
 def test_pieces_are_the_text(blocks: list[str], most: int) -> None:
     former, shards.PIECE = shards.PIECE, most
     try:
-        pieces = list(shards._pieces(iter(blocks)))
+        pieces = list(shards.pieces(iter(blocks)))
     finally:
         shards.PIECE = former
     assert "".join(pieces) == "".join(blocks)
