@@ -49,9 +49,9 @@ def skipped(losses: list[float], norms: list[float], window: int = WINDOW, skip:
     return [i for i, ok in enumerate(allowed) if not ok]
 
 
-def first_slow(losses: list[float], start: int = 0, stop: int | None = None) -> tuple[int, int] | None:
-    """(step that told it, onset) of the first slow spike."""
-    for n in range(start + 1, (stop or len(losses)) + 1):
+def first_slow(losses: list[float], start: int = 0, every: int = 1) -> tuple[int, int] | None:
+    """(step that told it, onset) of the first slow spike, looked for at every `every`-th step."""
+    for n in range(start + 1, len(losses) + 1, every):
         found = slow_spike(losses[:n], WINDOW, PATIENCE, ROLLBACK)
         if found is not None:
             return n - 1, found.onset
@@ -59,26 +59,26 @@ def first_slow(losses: list[float], start: int = 0, stop: int | None = None) -> 
 
 
 @given(curves)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_a_healthy_curve_is_no_slow_spike(losses: list[float]) -> None:
-    assert first_slow(losses, WINDOW) is None
+    assert first_slow(losses, WINDOW, every=7) is None
 
 
 def test_a_constant_is_no_spike() -> None:
     flat = [2.0] * 400
-    assert skipped(flat[:200], flat[:200]) == [] and first_slow(flat) is None
+    assert skipped(flat[:200], flat[:200]) == [] and first_slow(flat, every=5) is None
 
 
 @pytest.mark.parametrize("tail", ["gauss", "laplace"])
 def test_a_healthy_curve_is_hardly_ever_skipped(tail: str) -> None:
-    """Four curves of 500 steps with log-normal norms: at most the stated share."""
+    """Two curves of 500 steps with log-normal norms: at most the stated share."""
     wrong = 0
-    for seed in range(4):
+    for seed in range(2):
         losses = curve(seed, 500, 4.0, 0.03, 0.5, tail)
         rng = random.Random(seed)
         norms = [math.exp(rng.gauss(0, 0.3)) for _ in losses]
         wrong += len(skipped(losses, norms))
-    assert wrong <= STATED * 2000
+    assert wrong <= STATED * 1000
 
 
 @given(curves, st.integers(200, 560), st.booleans())
@@ -90,12 +90,12 @@ def test_a_planted_jump_is_always_skipped(losses: list[float], at: int, in_norm:
         norms[at] *= 100
     else:
         losses = [*losses[:at], 3 * max(losses[at - WINDOW : at]), *losses[at + 1 :]]
-    start = at - 160
+    start = at - 40
     assert at - start in skipped(losses[start : at + 1], norms[start : at + 1])
 
 
 @given(curves, st.integers(200, 400), st.floats(1.6, 20))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @example([2.0] * 600, 300, 1.6)
 def test_a_loss_that_stays_up_is_always_told(losses: list[float], at: int, times: float) -> None:
     high = [*losses[:at], *(times * max(losses[at - WINDOW : at]) for _ in range(60))]
@@ -151,6 +151,27 @@ def test_the_guard_is_its_specification(rows: list[tuple[float, float]], window:
         run = int(guard.spikes)
         if finite:
             past.append((new[0], new[1]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_guard_on_a_gpu_makes_no_one_wait() -> None:
+    rng = random.Random(0)
+    rows = [(rng.gauss(2, 0.1), math.exp(rng.gauss(0, 0.3))) for _ in range(60)] + [
+        (9.0, 1.0),
+        (math.nan, 1.0),
+    ]
+    there = [tuple(torch.tensor(x, device="cuda") for x in row) for row in rows]
+    here, guard = FastGuard(32, SKIP), FastGuard(32, SKIP, "cuda")
+    answers = []
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for loss, norm in there:
+            answers.append((guard(loss, norm).clone(), guard.z_2.clone()))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for row, (ok, z) in zip(rows, answers, strict=True):
+        assert bool(here(torch.tensor(row[0]), torch.tensor(row[1]))) == bool(ok)
+        assert z.tolist() == pytest.approx(here.z_2.tolist(), rel=1e-3, abs=1e-3)
 
 
 def test_a_lasting_change_of_level_cannot_stop_training() -> None:
