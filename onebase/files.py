@@ -131,8 +131,9 @@ def settle_all(folder: Path) -> None:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, about: int = 0) -> Iterator[Path]:
     """Yields an empty folder to write into; when left without an error, it takes the place of `path`.
+    `about`: the bytes it will need, where that is known, for the message of a full disk.
 
     Raises UserError when the disk is full.  After any error `path` is what it was before.
     """
@@ -146,7 +147,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         _fsync_tree(part)
     except BaseException as error:
         if isinstance(error, Exception) and is_full(error, path):
-            needed = max(folder_bytes(part), folder_bytes(path))
+            needed = max(folder_bytes(part), folder_bytes(path), about)
             shutil.rmtree(part, ignore_errors=True)  # first, so that the free space told is what there is
             kept = f"the {path.name} written before" if path.is_dir() else "all that was written before it"
             raise disk_full(path, needed, kept, error) from error

@@ -13,7 +13,7 @@ from typing import IO, Any, cast
 import torch
 
 from onebase.errors import UserError
-from onebase.files import atomic_folder
+from onebase.files import atomic_folder, folder_bytes
 from onebase.train.optim import Optimizer
 from onebase.train.spikes import kept_states
 
@@ -29,7 +29,8 @@ def save(
     """Write `folder/step_N`; afterwards earlier states are removed, but for those that a return by up to
     `back` steps may need (at most three; `kept_states`)."""
     target = folder / f"step_{step:08d}"
-    with atomic_folder(target) as aside:
+    size = max((folder_bytes(folder / f"step_{s:08d}") for s in saved(folder)), default=0)
+    with atomic_folder(target, size) as aside:
         state = {"step": step, "optimizer": optimizer.state_dict(), "extra": extra}
         state["model"] = {n: t for n, t in model.state_dict().items()}
         with open(aside / "state.pt", "wb") as f:
