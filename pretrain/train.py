@@ -56,15 +56,21 @@ def main(run: StageRun) -> dict[str, float]:
     peak = peak_flops(run.device, run.recipe.dtype)
     watch = Watch(stage.stability, run.device)
     step, summary = stability.begin(run, watch, model, optimizer)
-    since = time.perf_counter()
+    since = 0.0  # when the step before was finished
 
     def finish(
-        step: int, tokens: int, factor: float, values: Later, logits: Later | None, heldout_now: bool
+        step: int,
+        begun: float,
+        tokens: int,
+        factor: float,
+        values: Later,
+        logits: Later | None,
+        heldout_now: bool,
     ) -> Return | None:
         """Read a step's numbers and log it; says whether to go back."""
         nonlocal since
         loss, mtp, balance, entropy, grad_norm, load, bias, ok, *z = values.read()
-        seconds = time.perf_counter() - since
+        seconds, since = values.at - max(since, begun), values.at
         metrics: dict[str, Any] = {
             "loss": loss,
             "loss_mtp": mtp,
@@ -87,12 +93,12 @@ def main(run: StageRun) -> dict[str, float]:
         run.log.step(
             step + 1, stage.steps, metrics, ("loss", "heldout_loss", "router_load_max", "tokens_per_second")
         )
-        since = time.perf_counter()
         return watch.read(step, loss, grad_norm, ok, z, run.log)
 
     # launched, not yet read: at most one between steps
-    open_steps: list[tuple[int, int, float, Later, Later | None]] = []
+    open_steps: list[tuple[int, float, int, float, Later, Later | None]] = []
     while step < stage.steps:
+        begun = time.perf_counter()
         batch = data.batch(watch.position(step), stage.batch.rows)
         sums = forward_backward(
             model,
@@ -110,7 +116,7 @@ def main(run: StageRun) -> dict[str, float]:
         values = Later(
             sums.loss, sums.mtp, sums.balance, sums.entropy, norm, worst, drift, *watch.guard.answer()
         )
-        open_steps.append((step, sums.tokens, factor, values, logits))
+        open_steps.append((step, begun, sums.tokens, factor, values, logits))
         step += 1
         last = step == stage.steps
         evaluates = bool(held) and (step % stage.eval_every == 0 or last)

@@ -227,6 +227,8 @@ def test_data_outside_of_the_windows_are_trained_as_ever(start: Run, poisoned: P
     clean = curve(tmp_path / "a")
     assert rows(tmp_path / "a", "events.jsonl") == [] and max(r["loss"] for r in clean[20:]) < 2.0
     assert curve(poisoned)[:26] == clean[:26] and curve(poisoned)[26] != clean[26]
+    rates = sorted(r["tokens_per_second"] for r in rows(tmp_path / "a", "metrics.jsonl"))
+    assert rates[-1] < 20 * rates[len(rates) // 2], "a step that is read late took no time"
     assert {"attention_logits", "attention_logit_max"} <= clean[19].keys() - clean[20].keys()
 
 
@@ -298,7 +300,7 @@ def test_a_full_disk_keeps_the_older_state(start: Run, poisoned: Path, tmp_path:
     folder = tmp_path / "a"
     assert start(folder, poison=POISON, limit=(18, 60_000)) == 2
     text = told(folder)
-    for word in ("stage base", "cannot be written", "step_00000024", "kept", "run the same command again"):
+    for word in ("stage base", "cannot be written", "step_00000024", "kept", "run the same"):
         assert word in text, text
     states = sorted(p.name for p in (folder / "runs/p/base/state").iterdir())
     assert states == ["step_00000000", "step_00000008", "step_00000016"]

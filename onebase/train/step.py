@@ -10,6 +10,7 @@ in a step waits for the device until its results are read (`Later`).
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,10 +57,13 @@ class Later:
             self.there.record()
         else:
             self.numbers = stacked
+        self.at = time.perf_counter()
+        """When they were there: of a GPU, when `read` found them."""
 
     def read(self) -> list[float]:
         if self.there is not None:
             self.there.synchronize()
+            self.at = time.perf_counter()
         return self.numbers.tolist()
 
 
