@@ -86,6 +86,15 @@ def measure(pool: Any, engines: int, slots: int, tokens: int = 80) -> tuple[floa
     return max(1e-6, seconds[1] - per_row), per_row
 
 
+def reply_seconds(pool: Any, engines: int, times: int = 100) -> float:
+    """The driver's processor time for one reply and the next order, by orders that ask next to nothing."""
+    pool.reset_cache()
+    start = time.process_time()
+    for _ in range(times):
+        pool.reset_cache()
+    return (time.process_time() - start) / (times * engines)
+
+
 def real(pool: Any, model: Any, tokenizer: Any, args: argparse.Namespace, staleness: int) -> dict[str, Any]:
     """Run it: when the trainer came for each step, what it waited, how old the rollouts were."""
     from onebase.recipe import Sampling, Term
@@ -200,6 +209,8 @@ def main() -> int:
     heads = ("staleness", "steps/h", "predicted", "and", "waits", "predicted", "and", "age", "predicted")
     print("".join(f"{h:>11}" for h in heads))
     with RayEngines(maker, args.engines, place=Place(cpus=0.5), cpus=args.engines) as pool:
+        reply = reply_seconds(pool, args.engines)
+        print(f"the driver: {1e3 * reply:.2f} ms of processor time for a reply")
         for _ in range(args.repeats):
             for staleness in args.staleness:
                 got = compare(pool, model, tokenizer, args, staleness, lengths)
@@ -212,7 +223,7 @@ def main() -> int:
         assert not pool.faults, pool.faults
     if args.out:
         command = ["benchmarks/simulate_check.py", *sys.argv[1:]]
-        told = {"command": command, "lengths": lengths, "runs": results}
+        told = {"command": command, "reply": reply, "lengths": lengths, "runs": results}
         args.out.write_text(json.dumps(told) + "\n")
     return 0
 

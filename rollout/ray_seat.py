@@ -28,7 +28,7 @@ class Patience:
     grace: float = 120.0
     """Seconds beyond that until it counts as hung: for the longest step, the first with its compilation, or
     a load."""
-    room: float = 60.0
+    room: float = 180.0
     """Seconds for the cluster to have room, and for a process to come up."""
     start: float = 900.0
     """Seconds for the engine's start in it; vLLM may take minutes."""
