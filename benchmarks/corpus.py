@@ -50,9 +50,8 @@ from datatrove.pipeline.tokens import DocumentTokenizer
 if __name__ == "__main__":
     text, tokenizer, out, tasks, workers = sys.argv[1:]
     step = DocumentTokenizer(out + "/tokens", tokenizer, eos_token="<|eos|>", shuffle_documents=False)
-    LocalPipelineExecutor(
-        [JsonlReader(text), step], tasks=int(tasks), workers=int(workers), logging_dir=out + "/logs"
-    ).run()
+    options = dict(logging_dir=out + "/logs", start_method="spawn")  # so that its processor time is counted
+    LocalPipelineExecutor([JsonlReader(text), step], tasks=int(tasks), workers=int(workers), **options).run()
 """
 TOKENIZER = """
 import json, os, sys, time
@@ -160,6 +159,7 @@ def main() -> None:
     parser.add_argument("--mb", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", nargs="*", help="some of: prepare bare datatrove tokenizer (default: all)")
     args = parser.parse_args()
     results: dict[str, Any] = {"load_average": os.getloadavg()[0], "workers": args.workers}
     with tempfile.TemporaryDirectory() as temporary:
@@ -177,7 +177,9 @@ def main() -> None:
         trained = "{vocab_size: 32768, sample_bytes: 20000000}"
         prepare(work, "first", work / "sample", trained, args.workers, True, None)
         tokenizer = f"{{path: {work / 'first' / 'tokenizer'}}}"
+        wanted = args.only or ["prepare", "bare", "datatrove", "tokenizer"]
         runs = [("prepare", "text", False), ("prepare half", "half", False), ("bare", "text", True)]
+        runs = [run for run in runs if run[0].split()[0] in wanted]
         for name, text, bare in runs:
             key = name.replace(" ", "_")
             results[name] = prepare(
@@ -189,10 +191,12 @@ def main() -> None:
         script.write_text(DATATROVE)
         file = str(work / "first" / "tokenizer" / "tokenizer.json")
         command = [sys.executable, str(script), str(work / "text"), file, str(work / "dt"), str(tasks)]
-        results["datatrove"] = measured([*command, str(args.workers)])
-        show("datatrove", results["datatrove"], size)
-        results["tokenizer"] = tokenizer_alone(work / "first" / "tokenizer", work / "text", args.workers)
-        show("tokenizer", results["tokenizer"], size)
+        if "datatrove" in wanted:
+            results["datatrove"] = measured([*command, str(args.workers)])
+            show("datatrove", results["datatrove"], size)
+        if "tokenizer" in wanted:
+            results["tokenizer"] = tokenizer_alone(work / "first" / "tokenizer", work / "text", args.workers)
+            show("tokenizer", results["tokenizer"], size)
         results["load_average_after"] = os.getloadavg()[0]
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
