@@ -73,6 +73,11 @@ def main(
 
 def prepare(config: CorpusConfig, out: Path, workers: int = 1, keep_work: bool = False) -> None:
     """Make the corpus in `out`, or what of it is missing."""
+    with Workers(workers) as pool:
+        _prepare(config, out, pool, keep_work)
+
+
+def _prepare(config: CorpusConfig, out: Path, workers: Workers, keep_work: bool) -> None:
     from onebase.pretrain import corpus_decontaminate as decontaminate
     from onebase.pretrain import corpus_steps as steps
     from onebase.pretrain.corpus_plan import as_json, plan
@@ -134,7 +139,7 @@ def prepare(config: CorpusConfig, out: Path, workers: int = 1, keep_work: bool =
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _dedup(config: CorpusConfig, parts: list[Made], folder: Path, workers: int) -> None:
+def _dedup(config: CorpusConfig, parts: list[Made], folder: Path, workers: Workers) -> None:
     from onebase.pretrain import corpus_steps as steps
 
     done = folder / "done"
@@ -150,43 +155,32 @@ def _dedup(config: CorpusConfig, parts: list[Made], folder: Path, workers: int) 
     groups: list[tuple[Path, Job]] = [
         (done / "group", (steps.group_all, ([p.documents for p in parts], folder)))
     ]
-    run_tasks("groups", groups, 1, folder)
+    run_tasks("groups", groups, workers, folder)
 
 
-def run_tasks(name: str, jobs: Sequence[tuple[Path, Job]], workers: int, kept: Path) -> None:
-    """Do the jobs whose mark (a folder or a file) is not there yet.  UserError of the first that fails, after
-    those under way have ended; what is done stays done."""
-    kept.mkdir(parents=True, exist_ok=True)
-    settle_all(kept)
-    open_jobs = [job for mark, job in jobs if not mark.exists()]
-    say(
-        f"{name}: {len(jobs)} tasks"
-        + (f", {len(jobs) - len(open_jobs)} done before" if len(open_jobs) < len(jobs) else "")
-    )
-    try:
-        if workers <= 1 or len(open_jobs) <= 1:
-            for function, arguments in open_jobs:
+class Workers:
+    """Processes that do the jobs of all steps; with one worker the jobs are done here."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.pool: Any = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+
+    def do(self, jobs: Sequence[Job]) -> None:
+        """All jobs; the first error, after those under way have ended."""
+        if self.count <= 1 or (len(jobs) <= 1 and self.pool is None):
+            for function, arguments in jobs:
                 function(*arguments)
-        else:
-            _in_processes(open_jobs, workers)
-    except UserError as error:
-        whole = sum(mark.exists() for mark, _ in jobs)
-        raise UserError(
-            f"{error}\n  step {name}: {whole} of {len(jobs)} tasks are done and kept in {kept}; "
-            "the same command goes on from there"
-        ) from error
+            return
+        from concurrent.futures.process import BrokenProcessPool
 
-
-def _in_processes(jobs: Sequence[Job], workers: int) -> None:
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-
-    from onebase.pretrain.corpus_steps import start_worker
-
-    context = multiprocessing.get_context("spawn")  # threads of tokenizers and torch do not survive a fork
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, start_worker, (os.getpid(),)) as pool:
-        waiting = [pool.submit(function, *arguments) for function, arguments in jobs]
+        waiting = [self._pool().submit(function, *arguments) for function, arguments in jobs]
         try:
             for future in waiting:
                 future.result()
@@ -198,6 +192,35 @@ def _in_processes(jobs: Sequence[Job], workers: int) -> None:
         finally:
             for future in waiting:
                 future.cancel()
+
+    def _pool(self) -> Any:
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+
+        from onebase.pretrain.corpus_steps import start_worker
+
+        if self.pool is None:
+            context = multiprocessing.get_context("spawn")  # threads of tokenizers do not survive a fork
+            self.pool = ProcessPoolExecutor(self.count, context, start_worker, (os.getpid(),))
+        return self.pool
+
+
+def run_tasks(name: str, jobs: Sequence[tuple[Path, Job]], workers: Workers, kept: Path) -> None:
+    """Do the jobs whose mark (a folder or a file) is not there yet.  UserError of the first that fails; what
+    is done stays done."""
+    kept.mkdir(parents=True, exist_ok=True)
+    settle_all(kept)
+    open_jobs = [job for mark, job in jobs if not mark.exists()]
+    before = f", {len(jobs) - len(open_jobs)} done before" if len(open_jobs) < len(jobs) else ""
+    say(f"{name}: {len(jobs)} tasks{before}")
+    try:
+        workers.do(open_jobs)
+    except UserError as error:
+        whole = sum(mark.exists() for mark, _ in jobs)
+        raise UserError(
+            f"{error}\n  step {name}: {whole} of {len(jobs)} tasks are done and kept in {kept}; "
+            "the same command goes on from there"
+        ) from error
 
 
 def _parts(read: Path, tasks: list[dict[str, Any]]) -> list[Made]:
