@@ -64,6 +64,15 @@ def start(folder: Path, *settings: str, torchrun: bool = False) -> subprocess.Po
     )
 
 
+def at_step(run: subprocess.Popen[str], folder: Path, step: int) -> subprocess.Popen[str]:
+    """Wait until the first stage has told of so many steps."""
+    metrics = folder / "runs/tiny/base/metrics.jsonl"
+    while run.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < step):
+        time.sleep(0.02)
+    assert run.poll() is None, run.communicate()[0][-5000:]
+    return run
+
+
 def finished(run: subprocess.Popen[str]) -> str:
     out, _ = run.communicate(timeout=600)
     assert run.returncode == 0, out[-5000:]
@@ -110,19 +119,23 @@ def alive(pids: list[int]) -> list[int]:
 
 
 @pytest.mark.slow
-def test_killed_on_two_processes_and_gone_on_under_torchrun_a_run_gives_the_curve_of_one(
+def test_stopped_killed_and_gone_on_under_torchrun_two_processes_give_the_curve_of_one(
     tmp_path: Path,
 ) -> None:
-    """The first part with experts and weights divided, the rest with copies; SFT behind it too."""
+    """SIGTERM, then kill -9, with experts and weights divided; the rest with copies; SFT behind it too."""
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
         folder.mkdir()
         (folder / "tiny.yaml").write_text(RECIPE)
-    broken = start(two, "parallel.processes=2", "parallel.mode=fsdp", "parallel.expert=2")
-    metrics = two / "runs/tiny/base/metrics.jsonl"
-    while broken.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < 6):
-        time.sleep(0.02)
-    assert broken.poll() is None, broken.communicate()[0][-5000:]
+    divided = ("parallel.processes=2", "parallel.mode=fsdp", "parallel.expert=2")
+    told = at_step(start(two, *divided), two, 1)
+    told.send_signal(signal.SIGTERM)
+    out, _ = told.communicate(timeout=300)
+    assert told.returncode == 75, f"{told.returncode}: {out[-5000:]}"
+    saved = len((two / "runs/tiny/base/metrics.jsonl").read_text().splitlines())
+    assert (two / f"runs/tiny/base/state/step_{saved:08d}").is_dir(), "saved before it left"
+
+    broken = at_step(start(two, *divided), two, max(6, saved + 1))
     children = descendants(broken.pid)
     assert len(children) >= 2
     broken.send_signal(signal.SIGKILL)
