@@ -95,19 +95,17 @@ def train(case: dict[str, Any]) -> list[list[float]]:
     if "folder" in case:
         done, extra = state.load(folder, model, optimizer, "cpu")
         assert extra == ({"seen": done} if done else {}), extra
-    data: Any = Rows()
-    told = []
-    for step in range(done, case.get("steps", 50)):
-        sums = forward_backward(
-            model, place.batch(data, step, ROWS), accumulate,
-            document_mask=case.get("document_mask", True), balance_alpha=0.01, mtp_weight=0.3, place=place,
-        )  # fmt: skip
-        norm = optimizer.step(1.0)
-        balance_routers(model, sums.load_LE, 0.01)
-        told.append(numbers(sums.loss, sums.mtp, sums.balance, norm))
-        if step + 1 in case.get("save", []):
-            state.save(folder, step + 1, model, optimizer, {"seen": step + 1})
+    if case.get("there and back"):  # to the state of before the first step, as after a slow spike
+        state.save(folder, 0, model, optimizer, {})
+        train_on(model, optimizer, accumulate, case, range(2), [])
+        parallel_state.finish(place)
+        assert place.as_first(state.saved(folder)) == [0]
+        state.load(folder, model, optimizer, "cpu", at=0)
+    told = train_on(
+        model, optimizer, accumulate, case, range(done, case.get("steps", 50)), case.get("save", [])
+    )
     if case.get("heldout"):
+        data: Any = Rows()
         held = [place.batch(data, 100 + i, ROWS) for i in range(2)]
         told.append([heldout_loss(model, held, True, place)])
     parallel_state.finish(place)
@@ -115,6 +113,24 @@ def train(case: dict[str, Any]) -> list[list[float]]:
         whole = parallel_state.whole_model(model, optimizer)
         if whole is not None:
             torch.save({n: t.detach().clone() for n, t in checkpoint.to_format(whole)}, case["export"])
+    return told
+
+
+def train_on(
+    model: Any, optimizer: Optimizer, accumulate: int, case: dict[str, Any], steps: range, save: list[int]
+) -> list[list[float]]:
+    data: Any = Rows()
+    place, told = optimizer.place, []
+    for step in steps:
+        sums = forward_backward(
+            model, place.batch(data, step, ROWS), accumulate,
+            document_mask=case.get("document_mask", True), balance_alpha=0.01, mtp_weight=0.3, place=place,
+        )  # fmt: skip
+        norm = optimizer.step(1.0)
+        balance_routers(model, sums.load_LE, 0.01)
+        told.append(numbers(sums.loss, sums.mtp, sums.balance, norm))
+        if step + 1 in save:
+            state.save(Path(case["folder"]), step + 1, model, optimizer, {"seen": step + 1})
     return told
 
 

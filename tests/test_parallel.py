@@ -48,12 +48,14 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     two = [on(2, o, d, steps=STEPS, **more) for o, d, more in MODES.values()]
     two += [on(2, o, d, steps=FEW, fault=f) for f, (o, d) in FAULTS.items()]
     state = {"folder": str(folder / "state"), "optim": "muon"}
+    back = {"there and back": True, "folder": str(folder / "back")}
+    returned = on(2, "adamw", {"mode": "fsdp"}, steps=3, **back)
     begun = on(2, "muon", {"expert": 2, "mode": "fsdp"}, steps=4, save=[1, 2], folder=state["folder"])
     both = {"expert": 2, "mode": "fsdp"}
     export = {"heldout": True, "export": str(folder / "four.pt")}
     jobs = [
         [1, "trained", one],
-        [2, "trained", [*two, begun]],
+        [2, "trained", [*two, returned, begun]],
         [2, "matrices_equal", 1],
         [1, "trained", [state | {"steps": 4, "save": [3]}]],
         [4, "trained", [on(4, "muon", both, steps=FEW, **export, folder=state["folder"]),
@@ -73,7 +75,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {
         "adamw": one_[0], "muon": one_[1], "muon_few": one_[2], "modes": dict(zip(MODES, two_, strict=False)),
         "faults": dict(zip(FAULTS, two_[len(MODES) :], strict=False)), "begun": two_[-1],
-        "matrices": matrices,
+        "matrices": matrices, "returned": two_[-2],
         "alone": alone[0], "four": four[0], "four_context": four[1], "told": told, "folder": folder,
     }  # fmt: skip
 
@@ -115,6 +117,11 @@ def test_a_run_goes_on_with_other_numbers_of_processes(ran: dict[str, Any]) -> N
     assert four_held == pytest.approx(held, abs=1e-4)
     left = [p.name for p in (ran["folder"] / "state").iterdir()]
     assert left == ["step_00000003"], "older states are removed"
+
+
+@pytest.mark.slow
+def test_a_return_to_the_state_before_the_first_step_trains_the_same_again(ran: dict[str, Any]) -> None:
+    assert max(apart(ran["adamw"][:3], ran["returned"], column) for column in range(4)) < 1e-4
 
 
 @pytest.mark.slow

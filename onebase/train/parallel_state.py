@@ -147,6 +147,7 @@ def load_shards(path: Path, model: torch.nn.Module, optimizer: Optimizer) -> Non
 def load_whole(saved: dict[str, Any], model: torch.nn.Module, optimizer: Optimizer) -> None:
     """Fill model and optimizer, which are divided, from what one process saved for itself."""
     place, kept = optimizer.place, saved["optimizer"]
+    optimizer.fused = None  # its tables point at the old state
     order = [id(m) for group in optimizer.adamw.param_groups for m in group["params"]]
     for part, master, whole in zip(optimizer.parts, optimizer.masters, kept["masters"], strict=True):
         master.copy_(place.take(whole, part))
@@ -154,7 +155,9 @@ def load_whole(saved: dict[str, Any], model: torch.nn.Module, optimizer: Optimiz
             part.local.copy_(master)
         if part.name in optimizer.momentum:
             optimizer.momentum[part.name].copy_(place.take(kept["momentum"][part.name], part))
-        elif (slots := kept["adamw"]["state"].get(order.index(id(master)))) is not None:
+        elif (slots := kept["adamw"]["state"].get(order.index(id(master)))) is None:
+            optimizer.adamw.state.pop(master, None)
+        else:
             own = {slot: place.take(slots[slot], part).clone() for slot in SLOTS}
             optimizer.adamw.state[master] = {"step": slots["step"], **own}
     for name, module in model.named_modules():
@@ -164,9 +167,12 @@ def load_whole(saved: dict[str, Any], model: torch.nn.Module, optimizer: Optimiz
 
 
 def _prepare(optimizer: Optimizer, saved: set[str]) -> None:
-    """Make room for AdamW's state where the saved run had some; torch makes it at the first step only."""
+    """AdamW's state where the saved run had some, and only there: torch makes it at the first step."""
+    optimizer.fused = None  # its tables point at the old state
     for part, master in zip(optimizer.parts, optimizer.masters, strict=True):
-        if f"steps.{part.name}" in saved and not optimizer.adamw.state.get(master):
+        if f"steps.{part.name}" not in saved:
+            optimizer.adamw.state.pop(master, None)
+        elif not optimizer.adamw.state.get(master):
             zeros = {slot: torch.zeros_like(master) for slot in SLOTS}
             optimizer.adamw.state[master] = {"step": torch.zeros((), device=master.device), **zeros}
 

@@ -242,6 +242,7 @@ def go_back(
     watch.restore(extra.get("stability", {}), with_windows=False)
     summary = dict(extra.get("summary", {}))
     save(run, watch, target, model, optimizer, summary)
+    parallel_state.finish(place)
     log.truncate_after(target)
     return target, summary
 
