@@ -173,7 +173,7 @@ class Place:
     def batch(self, data: Mixture, step: int, rows: int) -> Batch:
         """This process's rows of a step.  Under context parallelism they are whole: the model divides
         them."""
-        return data.batch(step, rows, self.layout.rows(rows))
+        return data.batch(step, rows) if self.alone else data.batch(step, rows, self.layout.rows(rows))
 
     # -- model
 

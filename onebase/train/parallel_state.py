@@ -12,6 +12,7 @@ name and is removed at the next start."""
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -202,4 +203,6 @@ def whole_model(model: M, optimizer: Optimizer) -> M | None:
 def _full(t: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
+    # experts are gathered in two steps, which torch tells at length
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     return t.full_tensor() if isinstance(t, DTensor) else t
