@@ -106,10 +106,15 @@ def _set_argument(p: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from onebase import pipeline, recipe_loader
+    from onebase import launch, pipeline, recipe_loader
 
     recipe = recipe_loader.load(args.recipe, args.set)
+    if launch.follows():
+        launch.follow(pipeline.pick_device(recipe.hardware))
+        return 0
     pipeline.run(recipe, args.stages or None, fresh=args.fresh, dry_run=args.dry_run)
+    if launch.under_torchrun():
+        launch.dismiss(pipeline.pick_device(recipe.hardware))
     return 0
 
 

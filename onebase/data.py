@@ -11,7 +11,7 @@ weight. Worlds are unlimited; other sources start over in a new order when they 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -238,8 +238,9 @@ class Mixture:
         part = self.pattern[at]
         return self.parts[part].row(int(turn * self.before[-1, part] + self.before[at, part]))
 
-    def batch(self, step: int, rows: int) -> Batch:
-        made = [self.row(step * rows + r) for r in range(rows)]
+    def batch(self, step: int, rows: int, chosen: Iterable[int] | None = None) -> Batch:
+        """The step's rows, or the chosen ones of them."""
+        made = [self.row(step * rows + r) for r in (range(rows) if chosen is None else chosen)]
         return Batch(*(torch.from_numpy(np.stack(column)) for column in zip(*made, strict=True)))
 
 

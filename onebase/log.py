@@ -32,7 +32,12 @@ class RunLog:
     """Log of one stage.  A context manager: leaving it ends the bar, so that later output is not drawn
     over."""
 
-    def __init__(self, folder: Path, title: str, total: int, quiet: bool = False) -> None:
+    def __init__(
+        self, folder: Path, title: str, total: int, quiet: bool = False, silent: bool = False
+    ) -> None:
+        """`quiet` prints nothing; `silent` writes no files either (all processes of a group but the
+        first)."""
+        self.silent, quiet = silent, quiet or silent
         folder.mkdir(parents=True, exist_ok=True)
         self.metrics_path = folder / "metrics.jsonl"
         self.events_path = folder / "events.jsonl"
@@ -68,7 +73,8 @@ class RunLog:
         `step` counts from 1; a number that is not finite is written as null.
         """
         row = {"step": step, "time": round(time.time(), 3)} | {k: _number(v) for k, v in metrics.items()}
-        append_jsonl(self.metrics_path, row)
+        if not self.silent:
+            append_jsonl(self.metrics_path, row)
         numbers = "  ".join(
             f"{SHORTER.get(key, key)} {_short(metrics[key])}" for key in show if key in metrics
         )
@@ -81,6 +87,8 @@ class RunLog:
 
     def event(self, kind: str, **fields: object) -> None:
         """Something out of the ordinary that the report should show too."""
+        if self.silent:
+            return
         append_jsonl(self.events_path, {"kind": kind, "time": round(time.time(), 3), **fields})
         told = ", ".join(f"{key}={_short(value)}" for key, value in fields.items())
         self._print(f"warning: {kind}" + (f": {told}" if told else ""), style="yellow")
@@ -96,6 +104,8 @@ class RunLog:
     def truncate_after(self, step: int, events: int | None = None) -> None:
         """Drop metric lines behind `step`, and events behind the first `events`, which a resumed stage is
         about to write again."""
+        if self.silent:
+            return
         told = read_jsonl(self.events_path)
         if events is not None and events < len(told):
             write_jsonl(self.events_path, told[:events])

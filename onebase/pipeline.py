@@ -28,7 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from onebase import files, graph, stage_state
+from onebase import files, graph, launch, stage_state
 from onebase.errors import UserError
 from onebase.log import RunLog
 from onebase.recipe import Recipe
@@ -44,6 +44,7 @@ MAIN = {
     "reject_sample": "onebase.sft.reject_sample",
     "eval": "onebase.evaluate",
 }
+DIVIDED = ("pretrain", "sft")  # kinds that the recipe's `parallel` divides over processes
 REPORT = "onebase.report"
 
 
@@ -174,32 +175,47 @@ def _run_stage(
     for part in (own, own / "state"):
         files.settle_all(part)
     stage_state.write_made(recipe, folder, name)
-    main = importlib.import_module(MAIN[stage.kind]).main
     started = time.monotonic()
-    with RunLog(own, name, getattr(stage, "steps", getattr(stage, "problems", 1)), quiet) as log:
-        handed = StageRun(
-            recipe=recipe,
-            name=name,
-            stage=stage,
-            folder=own,
-            init=None if stage.init is None else resolve_checkpoint(recipe, folder, stage.init),
-            folders={other: folder / other for other in recipe.stages},
-            log=log,
-            device=device,
-            preemption=preemption,
-        )
-        try:
-            numbers = main(handed)
-        except UserError as error:
-            raise UserError(f"stage {name}: {error}") from error
-        except Exception as error:
-            raise _told(error, recipe, name, own) from error
-        finally:
-            preemption.heeded = False
+    handed = {
+        "recipe": recipe,
+        "name": name,
+        "stage": stage,
+        "folder": own,
+        "init": None if stage.init is None else resolve_checkpoint(recipe, folder, stage.init),
+        "folders": {other: folder / other for other in recipe.stages},
+        "device": device,
+    }
+    processes = recipe.parallel.processes if stage.kind in DIVIDED else 1
+    try:
+        if processes > 1:
+            numbers = launch.on_processes(processes, device, run_divided, handed, quiet, stop=preemption)
+        else:
+            numbers = run_main(handed, quiet, preemption)
+    except UserError as error:
+        raise UserError(f"stage {name}: {error}") from error
+    except Exception as error:
+        raise _told(error, recipe, name, own) from error
+    finally:
+        preemption.heeded = False
     stage_state.write_done(recipe, folder, name, numbers, time.monotonic() - started)
     shutil.rmtree(own / "state", ignore_errors=True)  # several times the checkpoint, and of no more use
     if preemption.wanted:
         raise Preempted(f"SIGTERM when stage {name} was finished")
+
+
+def run_main(handed: dict[str, Any], quiet: bool, preemption: Preemption) -> dict[str, float]:
+    """A stage's main, in this process; of several only the first tells what happens."""
+    stage = handed["stage"]
+    main = importlib.import_module(MAIN[stage.kind]).main
+    total = getattr(stage, "steps", getattr(stage, "problems", 1))
+    with RunLog(handed["folder"], handed["name"], total, quiet, silent=not launch.first()) as log:
+        return main(StageRun(log=log, preemption=preemption, **handed))
+
+
+def run_divided(handed: dict[str, Any], quiet: bool) -> dict[str, float]:
+    """What each of several processes runs."""
+    with _signals() as preemption:
+        return run_main(handed, quiet, preemption)
 
 
 def _told(error: Exception, recipe: Recipe, name: str, own: Path) -> Exception:

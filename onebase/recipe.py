@@ -384,6 +384,28 @@ class TokenizerSection(Section):
     """How much of the corpus is read to train it."""
 
 
+class Parallel(Section):
+    """How pretrain and sft stages are divided over processes, one per GPU or several on a CPU; the result is
+    the same (docs/parallel.md).  Other kinds of stage run in one process."""
+
+    processes: int = Field(1, gt=0)
+    """Processes that `onebase run` starts; under torchrun as many as it started."""
+    mode: Literal["data", "fsdp"] = "data"
+    """data: every process holds all weights but other processes' experts; fsdp: weights, gradients and
+    optimizer state are divided over all."""
+    expert: int = Field(1, gt=0)
+    """Processes over which the experts of a layer are divided."""
+    context: int = Field(1, gt=0)
+    """Processes over which the tokens of a row are divided."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Parallel:
+        for key in ("expert", "context"):
+            if self.processes % getattr(self, key):
+                raise ValueError(f"{key}={getattr(self, key)} does not divide processes={self.processes}")
+        return self
+
+
 class Recipe(Section):
     name: str
     """Folder under `runs/`."""
@@ -395,4 +417,5 @@ class Recipe(Section):
     """Folder that holds the run's folder."""
     tokenizer: TokenizerSection = TokenizerSection()
     model: ModelConfig = ModelConfig()
+    parallel: Parallel = Parallel()
     stages: dict[str, Stage] = Field(min_length=1)

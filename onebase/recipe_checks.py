@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onebase import graph
-from onebase.recipe import TRAINED, Recipe, Source, Term
+from onebase.recipe import TRAINED, Pretrain, Recipe, Sft, Source, Term
 from onebase.wording import given, hint, listed, nearest
 from onebase.yaml_places import Document, Keys
 
@@ -33,6 +33,7 @@ def faults(recipe: Recipe, document: Document) -> Iterator[str]:
                 if source.corpus is not None:
                     yield from _corpus_faults(source, stage.kind, document, (*at, key, n))
         yield from _reward_faults(getattr(stage, "rewards", []), stage.kind, document, (*at, "rewards"))
+        yield from _parallel_faults(recipe, document, name)
     loop = graph.cycle(recipe.stages)
     if loop:
         steps = [
@@ -55,6 +56,28 @@ def _init_faults(recipe: Recipe, document: Document, name: str) -> Iterator[str]
         yield _fault(document, keys, f"{text}\n  allowed: a stage ({makers}), a folder or a hub id")
     if stage.kind == "eval" and stage.init is not None:
         yield _fault(document, keys, "an eval stage has no init; it measures what `models` lists")
+
+
+def _parallel_faults(recipe: Recipe, document: Document, name: str) -> Iterator[str]:
+    """Rows, tokens and experts that do not fall into equal parts."""
+    stage, p = recipe.stages[name], recipe.parallel
+    if p.processes == 1 or not isinstance(stage, Pretrain | Sft):
+        return
+    batch, at, groups = stage.batch, ("stages", name, "batch"), p.processes // p.context
+    of = f"parallel: processes={p.processes}" + (f", context={p.context}" if p.context > 1 else "")
+    if batch.rows % groups:
+        text = f"given {batch.rows}; {of}: rows are divided over {groups}"
+        yield _fault(document, (*at, "rows"), f"{text}\n  allowed: a multiple of {groups}")
+    elif batch.accumulate > batch.rows // groups:
+        text = f"given {batch.accumulate}; {of}: each process has {batch.rows // groups} rows of a step"
+        yield _fault(document, (*at, "accumulate"), f"{text}\n  allowed: 1 to {batch.rows // groups}")
+    if p.context > 1 and batch.length % (2 * p.context):
+        text = f"given {batch.length}; {of}: a row falls into {2 * p.context} pieces"
+        yield _fault(document, (*at, "length"), f"{text}\n  allowed: a multiple of {2 * p.context}")
+    E = recipe.model.n_routed_experts
+    if stage.init is None and E % p.expert:
+        text = f"given {p.expert}; model.n_routed_experts={E} is not divisible by it"
+        yield _fault(document, ("parallel", "expert"), text)
 
 
 def _reference_faults(

@@ -23,7 +23,7 @@ from onebase.pretrain.shards import bits_per_byte, bytes_per_token
 from onebase.recipe import Pretrain, Source
 from onebase.stage import StageRun
 from onebase.tokenizer import ChatTokenizer, train
-from onebase.train import stability
+from onebase.train import parallel, parallel_state, stability
 from onebase.train.compiled import compile_blocks
 from onebase.train.flops import peak_flops, train_flops_per_token
 from onebase.train.optim import Optimizer
@@ -37,23 +37,22 @@ KEPT = ("loss", "heldout_loss", "bits_per_byte")
 
 def main(run: StageRun) -> dict[str, float]:
     stage: Pretrain = run.stage
-    tokenizer, model = _start(run)
+    place = parallel.here(run.recipe.parallel, run.device)
+    with place.first_then_others():
+        tokenizer, model = _start(run)
+        data, heldout = _data(run, tokenizer)
     model.train()
-    compile_blocks(model)
+    if place.whole_blocks:
+        compile_blocks(model)
     model.recompute = stage.batch.recompute
     model.config.max_position_embeddings = max(model.config.max_position_embeddings, stage.batch.length)
-    optimizer = Optimizer(model.named_parameters(), stage.optim, stage.batch.accumulate)
-
-    def rows_of(sources: list[Source], cache: str) -> Mixture:
-        where = (run.folders, run.folder / cache, stage.prompt_loss)
-        return mixture(sources, tokenizer, stage.batch.length, run.seed, "pretrain", "free", *where)
-
-    data = rows_of(stage.data, "cache")
-    heldout = rows_of(stage.heldout, "cache_heldout") if stage.heldout else None
-    held = [heldout.batch(i, stage.batch.rows) for i in range(HELDOUT_BATCHES)] if heldout else []
+    model = place.shard(model)
+    optimizer = Optimizer(model.named_parameters(), stage.optim, stage.batch.accumulate, place)
+    rows = stage.batch.rows
+    held = [place.batch(heldout, i, rows) for i in range(HELDOUT_BATCHES)] if heldout else []
     per_token = _bytes_per_token(run)
     flops = train_flops_per_token(model.config, stage.batch.length, stage.mtp_weight > 0)
-    peak = peak_flops(run.device, run.recipe.dtype)
+    peak = peak_flops(run.device, run.recipe.dtype) * place.layout.processes
     watch = Watch(stage.stability, run.device)
     step, summary = stability.begin(run, watch, model, optimizer)
     since = 0.0  # when the step before was finished
@@ -86,7 +85,7 @@ def main(run: StageRun) -> dict[str, float]:
             "mfu": tokens / seconds * flops / peak,
         }
         if heldout_now:
-            metrics["heldout_loss"] = heldout_loss(model, held, stage.document_mask)
+            metrics["heldout_loss"] = heldout_loss(model, held, stage.document_mask, place)
             if per_token is not None:
                 metrics["bits_per_byte"] = bits_per_byte(metrics["heldout_loss"], per_token)
         summary.update({k: metrics[k] for k in KEPT if k in metrics})
@@ -99,7 +98,7 @@ def main(run: StageRun) -> dict[str, float]:
     open_steps: list[tuple[int, float, int, float, Later, Later | None]] = []
     while step < stage.steps:
         begun = time.perf_counter()
-        batch = data.batch(watch.position(step), stage.batch.rows)
+        batch = place.batch(data, watch.position(step), rows)
         sums = forward_backward(
             model,
             batch,
@@ -107,6 +106,7 @@ def main(run: StageRun) -> dict[str, float]:
             document_mask=stage.document_mask,
             balance_alpha=stage.balance_alpha,
             mtp_weight=stage.mtp_weight,
+            place=place,
         )
         factor = wsd(step, stage.steps, stage.optim.warmup, stage.optim.decay, stage.optim.final)
         factor *= watch.lr_factor()
@@ -120,7 +120,7 @@ def main(run: StageRun) -> dict[str, float]:
         step += 1
         last = step == stage.steps
         evaluates = bool(held) and (step % stage.eval_every == 0 or last)
-        leaves = run.preemption.wanted and not last
+        leaves = place.any(run.preemption.wanted) and not last
         saves = leaves or (step % stage.checkpoint_every == 0 and not last)
         back = None
         # a GPU works on this step while the one before is logged
@@ -132,9 +132,24 @@ def main(run: StageRun) -> dict[str, float]:
             open_steps.clear()
         elif saves:
             stability.save(run, watch, step, model, optimizer, summary, leaves)
-    checkpoint.save(run.folder / "checkpoint", model, tokenizer)
-    card.write(run.folder / "checkpoint", recipe=run.recipe, stage=run.name, summary=summary, data=stage.data)
+    whole = parallel_state.whole_model(model, optimizer)
+    if whole is not None:
+        out = run.folder / "checkpoint"
+        checkpoint.save(out, whole, tokenizer)
+        card.write(out, recipe=run.recipe, stage=run.name, summary=summary, data=stage.data)
     return summary
+
+
+def _data(run: StageRun, tokenizer: ChatTokenizer) -> tuple[Mixture, Mixture | None]:
+    """Packed rows to train on, and held out."""
+    stage: Pretrain = run.stage
+
+    def rows_of(sources: list[Source], cache: str) -> Mixture:
+        where = (run.folders, run.folder / cache, stage.prompt_loss)
+        return mixture(sources, tokenizer, stage.batch.length, run.seed, "pretrain", "free", *where)
+
+    heldout = rows_of(stage.heldout, "cache_heldout") if stage.heldout else None
+    return rows_of(stage.data, "cache"), heldout
 
 
 def _start(run: StageRun) -> tuple[ChatTokenizer, Transformer]:

@@ -17,7 +17,7 @@ from onebase.model import checkpoint
 from onebase.pretrain.train import HELDOUT_BATCHES
 from onebase.recipe import Sft, Source
 from onebase.stage import StageRun
-from onebase.train import stability
+from onebase.train import parallel, parallel_state, stability
 from onebase.train.optim import Optimizer
 from onebase.train.schedule import wsd
 from onebase.train.stability import Watch
@@ -27,24 +27,27 @@ from onebase.train.step import balance_routers, forward_backward, heldout_loss, 
 def main(run: StageRun) -> dict[str, float]:
     stage: Sft = run.stage
     assert run.init is not None
+    place = parallel.here(run.recipe.parallel, run.device)
     model, tokenizer = checkpoint.load(run.init, run.device, run.recipe.dtype)
-    model.train()
+    model = place.shard(model.train())
     model.recompute = stage.batch.recompute
-    optimizer = Optimizer(model.named_parameters(), stage.optim, stage.batch.accumulate)
+    optimizer = Optimizer(model.named_parameters(), stage.optim, stage.batch.accumulate, place)
 
     def rows_of(sources: list[Source], cache: str) -> Mixture:
         folder = run.folder / cache
         length = stage.batch.length
         return mixture(sources, tokenizer, length, run.seed, "sft", stage.think, run.folders, folder)
 
-    data = rows_of(stage.data, "cache")
-    heldout = rows_of(stage.heldout, "cache_heldout") if stage.heldout else None
-    held = [heldout.batch(i, stage.batch.rows) for i in range(HELDOUT_BATCHES)] if heldout else []
+    with place.first_then_others():
+        data = rows_of(stage.data, "cache")
+        heldout = rows_of(stage.heldout, "cache_heldout") if stage.heldout else None
+    rows = stage.batch.rows
+    held = [place.batch(heldout, i, rows) for i in range(HELDOUT_BATCHES)] if heldout else []
     watch = Watch(stage.stability, run.device)
     step, summary = stability.begin(run, watch, model, optimizer)
     while step < stage.steps:
         start = time.perf_counter()
-        batch = data.batch(watch.position(step), stage.batch.rows)
+        batch = place.batch(data, watch.position(step), rows)
         sums = forward_backward(
             model,
             batch,
@@ -52,6 +55,7 @@ def main(run: StageRun) -> dict[str, float]:
             document_mask=True,
             balance_alpha=stage.balance_alpha,
             mtp_weight=stage.mtp_weight,
+            place=place,
         )
         factor = wsd(step, stage.steps, stage.optim.warmup, stage.optim.decay, stage.optim.final)
         factor *= watch.lr_factor()
@@ -76,7 +80,7 @@ def main(run: StageRun) -> dict[str, float]:
         }
         last = step + 1 == stage.steps
         if held and ((step + 1) % stage.eval_every == 0 or last):
-            metrics["heldout_loss"] = heldout_loss(model, held, document_mask=True)
+            metrics["heldout_loss"] = heldout_loss(model, held, document_mask=True, place=place)
         summary.update({k: metrics[k] for k in ("loss", "heldout_loss") if k in metrics})
         run.log.step(step + 1, stage.steps, metrics, ("loss", "heldout_loss", "tokens_per_second"))
         told = watch.read(step, loss, grad_norm, ok, z, run.log)
@@ -85,9 +89,12 @@ def main(run: StageRun) -> dict[str, float]:
             step, summary = back
             continue
         step += 1
-        leaves = run.preemption.wanted and not last
+        leaves = place.any(run.preemption.wanted) and not last
         if leaves or (step % stage.checkpoint_every == 0 and not last):
             stability.save(run, watch, step, model, optimizer, summary, leaves)
-    checkpoint.save(run.folder / "checkpoint", model, tokenizer)
-    card.write(run.folder / "checkpoint", recipe=run.recipe, stage=run.name, summary=summary, data=stage.data)
+    whole = parallel_state.whole_model(model, optimizer)
+    if whole is not None:
+        out = run.folder / "checkpoint"
+        checkpoint.save(out, whole, tokenizer)
+        card.write(out, recipe=run.recipe, stage=run.name, summary=summary, data=stage.data)
     return summary

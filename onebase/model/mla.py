@@ -15,6 +15,7 @@ rows, T tokens, D model, H heads, N nope, R rope, C latent, V value, S cached po
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,9 @@ from torch import Tensor, nn
 
 from onebase.kernels.attention import attention
 from onebase.model.config import ModelConfig, YarnConfig
+
+if TYPE_CHECKING:
+    from onebase.train.context import Context
 
 
 class RMSNorm(nn.Module):
@@ -109,6 +113,7 @@ class MLA(nn.Module):
         self.kv_a_layernorm = RMSNorm(self.C, config.rms_norm_eps)
         self.kv_b_proj = nn.Linear(self.C, self.H * (self.N + self.V), bias=False)
         self.o_proj = nn.Linear(self.H * self.V, D, bias=bias)
+        self.context: Context | None = None  # where rows are divided over processes
         self.scale = (self.N + self.R) ** -0.5
         if config.rope_scaling is not None:
             self.scale *= yarn_mscale(config.rope_scaling.factor, config.rope_scaling.mscale_all_dim) ** 2
@@ -140,6 +145,8 @@ class MLA(nn.Module):
     def prefill(self, x_BTD: Tensor, rotation: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """`forward`'s output, and what a cache keeps of the row: latent and rotated key, [B, T, C + R]."""
         q_nope, q_rope, latent, k_rope = self._project(x_BTD, rotation)
+        if self.context is not None:
+            latent, k_rope = self.context.gather(torch.cat([latent, k_rope], -1)).split([self.C, self.R], -1)
         kv = self.kv_b_proj(latent).unflatten(-1, (self.H, self.N + self.V))
         k_nope, v = kv.split([self.N, self.V], -1)
         q = torch.cat([q_nope, q_rope], -1).transpose(1, 2)

@@ -12,7 +12,8 @@ group by group; an expert may have none.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,9 @@ from onebase.kernels.router import choose, gates_ref
 from onebase.kernels.router_logits import router_logits
 from onebase.kernels.swiglu import swiglu
 from onebase.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from onebase.train.context import Context
 
 
 class SwiGLU(nn.Module):
@@ -139,6 +143,8 @@ class MoE(nn.Module):
         self.shared_experts = SwiGLU(
             config.hidden_size, config.moe_intermediate_size * config.n_shared_experts
         )
+        self.dispatch: Callable[..., Tensor] | None = None  # the way to experts of other processes
+        self.context: Context | None = None  # where rows are divided over processes
 
     def forward(
         self, x_BTD: Tensor, mask_BT: Tensor | None = None, route_BTK: Tensor | None = None
@@ -150,13 +156,16 @@ class MoE(nn.Module):
         gate_NK, index_NK, score_NE, own_NK = self.gate(x_ND, route_NK)
         E = score_NE.shape[1]
         rows = by_expert(index_NK, E)
-        out_ND = self.experts(x_ND, gate_NK, rows) + self.shared_experts(x_ND)
+        if self.dispatch is not None:
+            out_ND = self.dispatch(self.experts, self.shared_experts, x_ND, gate_NK, rows)
+        else:
+            out_ND = self.experts(x_ND, gate_NK, rows) + self.shared_experts(x_ND)
         shape = x_BTD.shape[:2]
         balance, load_E = torch.zeros((), device=x_ND.device), rows.count_E
         if self.training:
             if mask_BT is not None:
                 load_E = (mask_BT.float().view(1, -1) @ _chosen(index_NK, E))[0].long()
-            balance = sequence_balance(score_NE.view(*shape, E), index_NK.shape[1], mask_BT)
+            balance = sequence_balance(score_NE.view(*shape, E), index_NK.shape[1], mask_BT, self.context)
         routing = Routing(load_E, balance, own_NK)
         return out_ND.view_as(x_BTD), routing
 
@@ -173,19 +182,25 @@ def _chosen(index: Tensor, E: int) -> Tensor:
     return torch.zeros(*index.shape[:-1], E, device=index.device).scatter_(-1, index, 1.0)
 
 
-def sequence_balance(score_BTE: Tensor, K: int, mask_BT: Tensor | None) -> Tensor:
+def sequence_balance(
+    score_BTE: Tensor, K: int, mask_BT: Tensor | None, context: Context | None = None
+) -> Tensor:
     """Sequence-wise balance loss, sum_e f_e P_e per row, averaged over rows (equations 17 to 20); float32
     scalar.
 
     f_e is E / (K T) times the row's tokens that have e among their K best affinities (equation 18: of s,
     neither the bias nor the groups play a part); P_e the mean of the normalised affinity.  Its minimum is
-    1."""
+    1.  Where rows are divided over processes, f_e and the length are the whole row's, and the processes'
+    losses add up to the row's."""
     B, T, E = score_BTE.shape
     score_NE = score_BTE.detach().flatten(0, 1)
     index_BTK = choose(score_NE, torch.zeros_like(score_NE[0]), K, 1, 1, False, 1.0)[0].view(B, T, K)
     one_BT = torch.ones(B, T, device=score_BTE.device) if mask_BT is None else mask_BT.float()
     best_BE = torch.bmm(one_BT.unsqueeze(1), _chosen(index_BTK, E))[:, 0]
-    length_B1 = one_BT.sum(1, keepdim=True).clamp(min=1)
+    length_B1 = one_BT.sum(1, keepdim=True)
+    if context is not None:
+        best_BE, length_B1 = context.sum(best_BE), context.sum(length_B1)
+    length_B1 = length_B1.clamp(min=1)
     f_BE = best_BE * (E / K) / length_B1
     p_BTE = score_BTE / score_BTE.sum(-1, keepdim=True)
     p_BE = torch.bmm(one_BT.unsqueeze(1), p_BTE)[:, 0] / length_B1

@@ -10,7 +10,7 @@ index num_hidden_layers, as the format stores it.  As in vLLM and transformers i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from onebase.model.config import ModelConfig
 from onebase.model.mla import MLA, RMSNorm, Rope
 from onebase.model.moe import MoE, Routing, SwiGLU
+
+if TYPE_CHECKING:
+    from onebase.train.context import Context
 
 
 @dataclass(slots=True)
@@ -109,6 +112,10 @@ def attention_mask(document_BT: Tensor) -> Tensor:
     return (document_BT[:, :, None].eq(document_BT[:, None, :]) & causal).unsqueeze(1)
 
 
+def _whole(x: Tensor, dim: int = 1) -> Tensor:
+    return x
+
+
 def _has_next(ids_BT: Tensor, document_BT: Tensor | None, real_BT: Tensor | None) -> Tensor:
     """[B, T], True where the prediction block's input is a pair of real tokens of one document; only these
     count in its router's load and balance."""
@@ -134,8 +141,18 @@ class Transformer(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
         self.mtp = MTPBlock(config) if config.num_nextn_predict_layers else None
         self.rope = Rope(config)
+        self.context: Context | None = None
         self.recompute = False
         """Keep each block's input only, and compute the rest again in the backward pass."""
+
+    def divide_context(self, context: Context) -> None:
+        """From now on this process works on its own positions of rows; `forward` is still given whole
+        rows."""
+        self.context = context
+        for block in [*self.blocks(), *([self.mtp] if self.mtp is not None else [])]:
+            block.self_attn.context = context
+            if isinstance(block.mlp, MoE):
+                block.mlp.context = context
 
     @property
     def head_weight(self) -> Tensor:
@@ -152,26 +169,32 @@ class Transformer(nn.Module):
     ) -> Output:
         """`position_BT` counts from 0 in each document (default: along the row); `document_BT` numbers the
         documents of a row, which are then hidden from each other; `real_BT` is False on padding (load and
-        balance only).  `route_BTLK` gives the experts of the trunk's L MoE layers (routing replay)."""
+        balance only).  `route_BTLK` gives the experts of the trunk's L MoE layers (routing replay).  Under
+        context parallelism the hidden states are those of this process's positions."""
         if position_BT is None:
             position_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
-        rotation = self.rope(position_BT)
         mask = None if document_BT is None else attention_mask(document_BT)
-        x = self.embed_tokens(ids_BT)
+        own = _whole if self.context is None else self.context.own
+        if self.context is not None:
+            mask = own(attention_mask(torch.zeros_like(ids_BT[:1])) if mask is None else mask, 2)
+        rotation = self.rope(own(position_BT))
+        x = self.embed_tokens(own(ids_BT))
+        own_real_BT = None if real_BT is None else own(real_BT)
+        route_BTLK = None if route_BTLK is None else own(route_BTLK)
         routing: list[Routing] = []
         for layer in self.blocks():
             route_BTK = None
             if route_BTLK is not None and isinstance(layer.mlp, MoE):
                 route_BTK = route_BTLK[:, :, len(routing)]
-            x, routed = self._again(layer, x, rotation, mask, real_BT, route_BTK)
+            x, routed = self._again(layer, x, rotation, mask, own_real_BT, route_BTK)
             if routed is not None:
                 routing.append(routed)
         hidden = self.norm(x)
         mtp_hidden = None
         if with_mtp and self.mtp is not None:
             # The last token has no next one; its wrapped-around input is never a target.
-            next_embedding = self.embed_tokens(ids_BT.roll(-1, 1))
-            mtp_real_BT = _has_next(ids_BT, document_BT, real_BT)
+            next_embedding = self.embed_tokens(own(ids_BT.roll(-1, 1)))
+            mtp_real_BT = own(_has_next(ids_BT, document_BT, real_BT))
             mtp_hidden, routed = self._again(
                 self.mtp.predict, hidden, next_embedding, rotation, mask, mtp_real_BT
             )

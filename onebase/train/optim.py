@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from onebase.kernels.adamw import FusedAdamW, Hyper
 from onebase.recipe import Optim
+from onebase.train.parallel import ALONE, Place
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch's AdamW calls them
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic that lifts small singular values fastest (Jordan et al.)
@@ -39,6 +40,20 @@ def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return (x.mT if tall else x).float()
+
+
+def orthogonalise_all(matrices: list[Tensor]) -> list[Tensor]:
+    """Each [..., rows, cols] orthogonalised; all of one shape in one batched product."""
+    by_shape: dict[torch.Size, list[int]] = {}
+    for i, u in enumerate(matrices):
+        by_shape.setdefault(u.shape[-2:], []).append(i)
+    out = list(matrices)
+    for (rows, cols), chosen in by_shape.items():
+        flat = [matrices[i].reshape(-1, rows, cols) for i in chosen]
+        whole = orthogonalise(torch.cat(flat))
+        for i, piece in zip(chosen, whole.split([len(f) for f in flat]), strict=True):
+            out[i] = piece.view_as(matrices[i])
+    return out
 
 
 def is_muon_matrix(name: str, p: nn.Parameter) -> bool:
@@ -63,19 +78,27 @@ class Optimizer:
     float32, since a bf16 sum drops what is 256 times smaller."""
 
     def __init__(
-        self, named: Iterable[tuple[str, nn.Parameter]], config: Optim, micro_batches: int | None = None
+        self,
+        named: Iterable[tuple[str, nn.Parameter]],
+        config: Optim,
+        micro_batches: int | None = None,
+        place: Place = ALONE,
     ) -> None:
-        """`micro_batches` per step; None: any number."""
-        self.config = config
-        self.params = [(n, p) for n, p in named if p.requires_grad]
+        """`micro_batches` per step; None: any number.  On several processes it works on what this one
+        holds."""
+        self.config, self.place = config, place
+        self.parts = place.parts((n, p) for n, p in named if p.requires_grad)
+        self.params = [(part.name, part.local) for part in self.parts]
         self.masters = [p if p.dtype == torch.float32 else p.detach().float().clone() for _, p in self.params]
-        self.sums = micro_batches != 1
+        self.sums = micro_batches != 1 or not place.alone
         for (_, p), master in zip(self.params, self.masters, strict=True):
             if master is not p and self.sums:
                 p.register_post_accumulate_grad_hook(partial(_into_master, master))
+        place.reduce_as_they_come(self.parts, self.masters, micro_batches)
         muon = {n for n, p in self.params if config.name == "muon" and is_muon_matrix(n, p)}
         each = list(zip(self.params, self.masters, strict=True))
         self.muon = [(n, m) for (n, _), m in each if n in muon]
+        self.rows_in_all = {p.name: p.whole[0] for p in self.parts if p.divided_rows}
         self.momentum = {n: torch.zeros_like(m) for n, m in self.muon}
         self.rest = [(p, m) for (n, p), m in each if n not in muon]
         groups = [
@@ -94,9 +117,9 @@ class Optimizer:
 
         A gradient that is not finite changes nothing (the caller counts it), nor does one whose norm `allow`
         maps to a false scalar; gradients are dropped either way."""
+        self.place.finish_gradients(self.parts)
         grads = [self._grad(p, m) for (_, p), m in zip(self.params, self.masters, strict=True)]
-        norms = torch._foreach_norm([g for g in grads if g is not None], 2, dtype=torch.float32)
-        norm = torch.linalg.vector_norm(torch.stack(norms))
+        norm = self.place.gradient_norm(self.parts, grads)
         ok = norm.isfinite()
         if allow is not None:
             ok = ok & allow(norm)
@@ -164,7 +187,9 @@ class Optimizer:
         """`scale` clips (None: done already); with a false `ok` every product is by one and every sum with
         zero."""
         live: Any = 1.0 if ok is None else ok.float()
-        by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+        whole: list[tuple[Tensor, Tensor]] = []
+        divided: list[tuple[Tensor, Tensor]] = []  # this process's rows of matrices
+        rows: list[int] = []  # and how many there are in all
         for name, master in self.muon:
             grad = grad_of[id(master)]
             if grad is None:
@@ -174,16 +199,18 @@ class Optimizer:
             momentum = self.momentum[name].lerp_(grad, (1 - beta) * live)
             update = grad.lerp(momentum, beta)
             master.mul_(1 - lr * self.config.weight_decay * live)
+            if name in self.rows_in_all:
+                divided.append((master, update))
+                rows.append(self.rows_in_all[name])
+                continue
             halves = 2 if name.endswith("gate_up_proj") else 1
-            for w, u in zip(master.chunk(halves, -2), update.chunk(halves, -2), strict=True):
-                by_shape.setdefault((w.shape[-2], w.shape[-1]), []).append(
-                    (w, u.reshape(-1, *u.shape[-2:]) if u.dim() > 2 else u[None])
-                )
-        for (rows, cols), pairs in by_shape.items():
-            whole = orthogonalise(torch.cat([u for _, u in pairs])).mul_(live)
-            size = 0.2 * math.sqrt(max(rows, cols))
-            for (w, _), piece in zip(pairs, whole.split([len(u) for _, u in pairs]), strict=True):
-                w.sub_(piece.view_as(w), alpha=lr * size)
+            whole += zip(master.chunk(halves, -2), update.chunk(halves, -2), strict=True)
+        done = orthogonalise_all([u for _, u in whole])
+        if divided:
+            done += self.place.on_whole([u for _, u in divided], rows, orthogonalise_all)
+        rows = [w.shape[-2] for w, _ in whole] + rows
+        for (w, _), u, n in zip([*whole, *divided], done, rows, strict=True):
+            w.sub_(u.mul_(live), alpha=lr * (0.2 * math.sqrt(max(n, w.shape[-1]))))
         for (name, p), master in zip(self.params, self.masters, strict=True):
             if master is not p and name in self.momentum:
                 p.copy_(master)

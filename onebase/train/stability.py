@@ -22,7 +22,7 @@ from onebase.log import RunLog
 from onebase.model.transformer import Transformer
 from onebase.recipe import Stability
 from onebase.stage import Preempted, StageRun
-from onebase.train import spikes, state
+from onebase.train import parallel_state, spikes, state
 from onebase.train.attention_logits import logit_maxima, qk_clip
 from onebase.train.optim import Optimizer
 from onebase.train.spikes import FastGuard, Slow, Window
@@ -73,15 +73,18 @@ class Watch:
     ) -> Later | None:
         """Largest attention logits [L, H], flat, where they are due, clipped where the recipe asks; None at
         other steps and for models of other kinds."""
-        every = self.section.logits_every
-        if not isinstance(model, Transformer):
+        every, place = self.section.logits_every, optimizer.place
+        if not isinstance(model, Transformer) or place.sharded or place.context is not None:
             if self.section.qk_clip is not None:
-                raise UserError("stability.qk_clip: for deepseek_v3 models only; leave it out")
+                raise UserError(
+                    "stability.qk_clip: for deepseek_v3 models, and without parallel.mode fsdp or context; "
+                    "leave it out"
+                )
             return None
         if not every or (step + 1) % every:
             return None
         row = step // every % len(batch.ids_BT)
-        found_LH = logit_maxima(model, batch, document_mask, row)
+        found_LH = place.max(logit_maxima(model, batch, document_mask, row))
         if self.section.qk_clip is not None:
             pairs = ((p, m) for (_, p), m in zip(optimizer.params, optimizer.masters, strict=True))
             qk_clip(model, found_LH, self.section.qk_clip, pairs)
@@ -197,6 +200,7 @@ def save(
     extra = {"summary": summary, "stability": watch.to_save(), "events": run.log.events()}
     state.save(run.folder / "state", step, model, optimizer, extra, watch.back)
     if leave:
+        parallel_state.finish(optimizer.place)
         raise Preempted(f"SIGTERM after step {step} of stage {run.name}, whose state is saved")
 
 
@@ -209,7 +213,9 @@ def go_back(
     The order of writing makes a kill at any moment harmless: until the target state is written anew with the
     window, a resume repeats the steps, decides the same and writes the same over it."""
     s, log, folder = watch.section, run.log, run.folder / "state"
-    kept = state.saved(folder)
+    place = optimizer.place
+    parallel_state.finish(place)
+    kept = place.as_first(state.saved(folder))
     latest = max(0, told.onset - spikes.margin(s.patience))
     fitting = [n for n in kept if n <= latest]
     if watch.returns >= (s.rollbacks if s.rollback else 0) or (not fitting and watch.bad):
@@ -229,12 +235,14 @@ def go_back(
         lr_factor=watch.lr_factor(),
         why=told.why,
     )
-    _keep_rows(log, target, told.step + 1, watch.returns)
-    state.drop(folder, [n for n in kept if n > target])
+    if place.first:
+        _keep_rows(log, target, told.step + 1, watch.returns)
+        state.drop(folder, [n for n in kept if n > target])
     _, extra = state.load(folder, model, optimizer, run.device, at=target)
     watch.restore(extra.get("stability", {}), with_windows=False)
     summary = dict(extra.get("summary", {}))
     save(run, watch, target, model, optimizer, summary)
+    parallel_state.finish(place)
     log.truncate_after(target)
     return target, summary
 

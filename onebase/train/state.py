@@ -14,6 +14,7 @@ import torch
 
 from onebase.errors import UserError
 from onebase.files import atomic_folder, folder_bytes
+from onebase.train import parallel_state
 from onebase.train.optim import Optimizer
 from onebase.train.spikes import kept_states
 
@@ -28,6 +29,9 @@ def save(
 ) -> None:
     """Write `folder/step_N`; afterwards earlier states are removed, but for those that a return by up to
     `back` steps may need (at most three; `kept_states`)."""
+    if not optimizer.place.alone:
+        parallel_state.save(folder, step, model, optimizer, extra, lambda: _thin(folder, step, back))
+        return
     target = folder / f"step_{step:08d}"
     size = max((folder_bytes(folder / f"step_{s:08d}") for s in saved(folder)), default=0)
     with atomic_folder(target, size) as aside:
@@ -39,6 +43,10 @@ def save(
                 torch.save(state, cast(IO[bytes], writer))
             except RuntimeError as error:  # torch tells that a write failed, but not why
                 raise writer.error or error from error
+    _thin(folder, step, back)
+
+
+def _thin(folder: Path, step: int, back: int) -> None:
     older = [s for s in saved(folder) if s <= step]
     drop(folder, [s for s in older if s not in kept_states(older, back)])
 
@@ -77,15 +85,20 @@ def load(
     folder: Path, model: torch.nn.Module, optimizer: Optimizer, device: str, at: int | None = None
 ) -> tuple[int, dict[str, Any]]:
     """Put the newest whole state, or the one `at` a step, into model and optimizer; (steps done, extra), or
-    (0, {}) where there is none."""
+    (0, {}) where there is none.  It does not matter how many processes saved it."""
     steps = saved(folder)
     if at is None and not steps:
         return 0, {}
     file = folder / f"step_{steps[-1] if at is None else at:08d}" / "state.pt"
     try:
         state = torch.load(file, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        if (file.parent / parallel_state.SHARDS).is_dir():
+            parallel_state.load_shards(file.parent, model, optimizer)
+        elif optimizer.place.alone:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+        else:
+            parallel_state.load_whole(state, model, optimizer)
         return int(state["step"]), state["extra"]
     except (RuntimeError, LookupError, EOFError, OSError, ValueError, TypeError, UnpicklingError) as e:
         lines = str(e).strip().splitlines() or [type(e).__name__]

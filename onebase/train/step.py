@@ -20,6 +20,7 @@ from torch import Tensor
 from onebase.data import Batch, sent
 from onebase.kernels.linear_logprob import linear_nll
 from onebase.model.moe import update_bias
+from onebase.train.parallel import ALONE, Place
 
 
 def shift(ids_BT: Tensor, trained_BT: Tensor, document_BT: Tensor, depth: int = 1) -> tuple[Tensor, Tensor]:
@@ -80,29 +81,33 @@ def forward_backward(
     document_mask: bool,
     balance_alpha: float,
     mtp_weight: float,
+    place: Place = ALONE,
 ) -> Sums:
     """Accumulate the gradient of  mean nll + mtp_weight * mean mtp nll + balance_alpha * balance.
 
     The balance loss is the mean over rows and layers of `sequence_balance`; the MTP loss is averaged over its
-    targets as V3's equation 25 for depth 1.  `batch` is best left on the host: its parts are sent from
-    here."""
+    targets as V3's equation 25 for depth 1.  `batch` is best left on the host: its parts are sent from here.
+    On several processes it is this one's rows; targets, rows and the returned sums are the whole step's."""
     masks = [shift(batch.ids_BT, batch.trained_BT, batch.document_BT, d)[1] for d in (1, 2)]
-    total, total_mtp = (max(1, int(m.sum())) for m in masks)
-    B = batch.ids_BT.shape[0]
-    assert micro_batches <= B, f"accumulate={micro_batches} > rows={B}"
+    counts = torch.stack([place.own(m).sum() for m in (*masks, batch.document_BT >= 0)]).cpu()
+    place.sum(counts)
+    total, total_mtp, tokens = (max(1, n) for n in counts.tolist())
+    here = batch.ids_BT.shape[0]
+    B = here * place.layout.row_groups
+    assert micro_batches <= here, f"accumulate={micro_batches} > rows={here}"
     device = model.head_weight.device
     zero = torch.zeros((), device=device)
-    sums = Sums(zero, zero, zero, zero, total, int((batch.document_BT >= 0).sum()))
-    for rows in torch.arange(B).tensor_split(micro_batches):
+    sums = Sums(zero, zero, zero, zero, total, tokens)
+    for rows in torch.arange(here).tensor_split(micro_batches):
         part = Batch(*(getattr(batch, f)[rows[0] : rows[-1] + 1] for f in Batch.__slots__))
         there = part.to(device)
         document = there.document_BT if document_mask else None
         position = there.position_BT if document_mask else None
         out = model(there.ids_BT, position, document, there.document_BT >= 0, mtp_weight > 0)
-        nll, entropy = _nll(model, out.hidden_BTD, part, 1)
+        nll, entropy = _nll(model, out.hidden_BTD, part, 1, place)
         loss = nll / total
         if out.mtp_hidden_BTD is not None:
-            nll_mtp, _ = _nll(model, out.mtp_hidden_BTD, part, 2)
+            nll_mtp, _ = _nll(model, out.mtp_hidden_BTD, part, 2, place)
             loss = loss + mtp_weight * nll_mtp / total_mtp
             sums.mtp = sums.mtp + nll_mtp.detach() / total_mtp
         if out.routing:
@@ -113,16 +118,23 @@ def forward_backward(
         loss.backward()
         sums.loss = sums.loss + nll.detach() / total
         sums.entropy = sums.entropy + entropy / total
+    if not place.alone:
+        sums.load_LE = [torch.stack(sums.load_LE).sum(0)] if sums.load_LE else []
+        whole = torch.stack([sums.loss, sums.mtp, sums.balance, sums.entropy])
+        place.sum(whole, *sums.load_LE)
+        sums.loss, sums.mtp, sums.balance, sums.entropy = whole.unbind()
     return sums
 
 
-def _nll(model: Any, hidden_BTD: Tensor, part: Batch, depth: int) -> tuple[Tensor, Tensor]:
+def _nll(
+    model: Any, hidden_BTD: Tensor, part: Batch, depth: int, place: Place = ALONE
+) -> tuple[Tensor, Tensor]:
     """Summed negative log-likelihood (and entropy) of the part's targets; the head runs on target positions
     only."""
-    target_BT, mask_BT = shift(part.ids_BT, part.trained_BT, part.document_BT, depth)
-    place_N, device = mask_BT.flatten().nonzero()[:, 0], hidden_BTD.device
-    target_N = target_BT.flatten()[place_N]
-    hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, sent(place_N, device))
+    target_BT, mask_BT = map(place.own, shift(part.ids_BT, part.trained_BT, part.document_BT, depth))
+    at_N, device = mask_BT.flatten().nonzero()[:, 0], hidden_BTD.device
+    target_N = target_BT.flatten()[at_N]
+    hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, sent(at_N, device))
     return linear_nll(hidden_ND, model.head_weight, sent(target_N, device))
 
 
@@ -145,7 +157,7 @@ def balance_routers(
 
 
 @torch.no_grad()
-def heldout_loss(model: Any, batches: list[Batch], document_mask: bool) -> float:
+def heldout_loss(model: Any, batches: list[Batch], document_mask: bool, place: Place = ALONE) -> float:
     """Mean negative log-likelihood per target, in nats."""
     model.eval()
     device = model.head_weight.device
@@ -154,7 +166,9 @@ def heldout_loss(model: Any, batches: list[Batch], document_mask: bool) -> float
         there = batch.to(device)
         document = there.document_BT if document_mask else None
         out = model(there.ids_BT, there.position_BT if document_mask else None, document, None, False)
-        total = total + _nll(model, out.hidden_BTD, batch, 1)[0]
-        targets += int(shift(batch.ids_BT, batch.trained_BT, batch.document_BT)[1].sum())
+        total = total + _nll(model, out.hidden_BTD, batch, 1, place)[0]
+        targets += int(place.own(shift(batch.ids_BT, batch.trained_BT, batch.document_BT)[1]).sum())
     model.train()
-    return float(total) / max(1, targets)
+    sums = torch.tensor([float(total), targets], dtype=torch.float64)
+    place.sum(sums)
+    return float(sums[0]) / max(1, int(sums[1]))
