@@ -14,6 +14,7 @@ nothing is thrown away silently: the changed field is named and `--fresh` has to
 
 from __future__ import annotations
 
+import faulthandler
 import fcntl
 import importlib
 import os
@@ -267,7 +268,8 @@ def lock(folder: Path, other: str = "give this run another name: --set name=OTHE
 @contextmanager
 def _signals() -> Iterator[Preemption]:
     """SIGTERM, SIGHUP and Ctrl-C end the run by an exception, so that files are closed and the bar is taken
-    down; a stage that heeds the first SIGTERM ends itself after its step."""
+    down; a stage that heeds the first SIGTERM ends itself after its step.  SIGUSR1 writes what every thread
+    is doing to standard error, and the run goes on."""
     preemption = Preemption()
     if threading.current_thread() is not threading.main_thread():
         yield preemption
@@ -279,6 +281,7 @@ def _signals() -> Iterator[Preemption]:
             return
         raise Stopped(number)
 
+    faulthandler.register(signal.SIGUSR1, file=sys.__stderr__, all_threads=True)
     former: dict[int, Any] = {
         n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     }
@@ -287,3 +290,4 @@ def _signals() -> Iterator[Preemption]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+        faulthandler.unregister(signal.SIGUSR1)

@@ -501,3 +501,12 @@ def test_log_lines_for_files_and_people(tmp_path: Path, capfd: pytest.CaptureFix
         (2, 9.0),
     ]
     assert capfd.readouterr().err == ""
+
+
+def test_a_run_that_hangs_can_be_asked_where() -> None:
+    code = "import os, signal; from onebase.pipeline import _signals\n"
+    code += "def waiting():\n    os.kill(os.getpid(), signal.SIGUSR1)\n"
+    code += "with _signals(): waiting(); print('goes on')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout == "goes on\n", done
+    assert "in waiting" in done.stderr

@@ -42,7 +42,7 @@ class Zygote:
         folder = Path(onebase.__file__).resolve().parent
         self.dead = False
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        complaints = os.memfd_create("onebase", os.MFD_CLOEXEC)
+        self.complaints = complaints = os.memfd_create("onebase", os.MFD_CLOEXEC)
         try:
             self.process = subprocess.Popen(
                 [interpreter(), "-s", "-S", "-P", "-B", "-X", "utf8",
@@ -58,18 +58,16 @@ class Zygote:
         finally:
             theirs.close()
         folders: list[str] = []  # its own, which it removes unless it is killed
-        self._finalizer = weakref.finalize(self, _end, self.process, self.socket, folders)
+        self._finalizer = weakref.finalize(self, _end, self.process, self.socket, folders, complaints)
         _ours.add(self)
         search = [entry for entry in sys.path if entry]
         self.send({**config, "caller": os.getpid(), "search": search, "tmp": tempfile.gettempdir()}, [])
         self.socket.settimeout(START_SECONDS)
         try:
             hello = ast.literal_eval(self.receive())
-        except SandboxError as error:
+        except SandboxError:
             self.close()
-            raise SandboxError(f"{error}\n{os.pread(complaints, 4096, 0).decode(errors='replace')}") from None
-        finally:
-            os.close(complaints)
+            raise
         self.socket.settimeout(None)
         self.layers: tuple[str, ...] = tuple(hello["layers"])
         self.missing: dict[str, str] = hello["missing"]
@@ -96,24 +94,35 @@ class Zygote:
             reason = "it ended"
         if not data:
             self.dead = True
-            raise SandboxError(f"the sandbox's warm process is gone ({reason})")
+            raise SandboxError(f"the sandbox's warm process is gone ({reason}){self.last_words()}")
         text = data.decode(errors="replace")
         if text.startswith(("error ", "broken ")):
             self.dead = text.startswith("broken ")
             raise SandboxError(text.partition(" ")[2])
         return text
 
+    def last_words(self) -> str:
+        """What it wrote before it ended: the traceback, where it had one."""
+        try:
+            self.process.wait(timeout=2.0)
+        except subprocess.TimeoutExpired:
+            pass
+        told = os.pread(self.complaints, 4096, 0).decode(errors="replace").strip()
+        status = self.process.returncode
+        return (f", status {status}" if status is not None else "") + (f"\n{told}" if told else "")
+
     def close(self) -> None:
         self.dead = True
         self._finalizer()
 
 
-def _end(process: subprocess.Popen[bytes], ours: socket.socket, folders: list[str]) -> None:
+def _end(process: subprocess.Popen[bytes], ours: socket.socket, folders: list[str], complaints: int) -> None:
     try:
         ours.shutdown(socket.SHUT_RDWR)  # wakes a thread of ours that waits on it
     except OSError:
         pass
     ours.close()
+    os.close(complaints)
     try:
         process.wait(timeout=5.0)
     except subprocess.TimeoutExpired:
@@ -135,6 +144,7 @@ def _forget() -> None:
         zygote.dead = True
         zygote._finalizer.detach()
         zygote.socket.close()
+        os.close(zygote.complaints)
     _ours.clear()
 
 
