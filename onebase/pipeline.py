@@ -281,7 +281,8 @@ def _signals() -> Iterator[Preemption]:
             return
         raise Stopped(number)
 
-    faulthandler.register(signal.SIGUSR1, file=sys.__stderr__, all_threads=True)
+    if sys.__stderr__ is not None:
+        faulthandler.register(signal.SIGUSR1, file=sys.__stderr__, all_threads=True)
     former: dict[int, Any] = {
         n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     }
