@@ -70,7 +70,7 @@ class VLLMEngine:
         self.version = 0
         self.requests: dict[int, Request] = {}
         self.versions: dict[int, list[tuple[int, int]]] = {}  # as in Rollout
-        self.tokens: dict[int, int] = {}  # drawn so far
+        self.drawn: dict[int, tuple[list[int], list[float]]] = {}  # tokens and log-probabilities so far
         self.ended: list[tuple[int, Rollout]] = []  # while a probe ran
         self.probed: dict[str, Any] = {}
 
@@ -105,7 +105,7 @@ class VLLMEngine:
             if out.request_id.startswith(PROBE):
                 self.probed[out.request_id] = out.prompt_logprobs
             elif (i := int(out.request_id)) in self.requests:
-                self.tokens[i] = len(out.outputs[0].token_ids)
+                self._take(i, out.outputs[0])
                 if out.finished:
                     ended.append((i, self._rollout(i, out.outputs[0])))
         return ended
@@ -116,7 +116,7 @@ class VLLMEngine:
             self.llm.llm_engine.step()
         self.requests.clear()
         self.versions.clear()
-        self.tokens.clear()
+        self.drawn.clear()
         self.ended.clear()
 
     def load_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -135,7 +135,7 @@ class VLLMEngine:
             self.llm.collective_rpc(_pack_experts, args=(experts,))
         self.version = version
         for i, versions in self.versions.items():
-            versions.append((self.tokens.get(i, 0), version))
+            versions.append((len(self.drawn[i][0]) if i in self.drawn else 0, version))
         self.reset_cache()
 
     def reset_cache(self) -> None:
@@ -183,16 +183,22 @@ class VLLMEngine:
                     "log-probabilities before the cut at that temperature; use temperature 1 or no cut"
                 )
 
+    def _take(self, i: int, out: Any) -> None:
+        """The tokens of one step, which is all that an output holds."""
+        ids, logps = self.drawn.setdefault(i, ([], []))
+        new = [int(t) for t in out.token_ids]
+        assert len(new) == len(out.logprobs), f"{len(new)=} {len(out.logprobs)=}"
+        ids += new
+        logps += [float(entry[t].logprob) for entry, t in zip(out.logprobs, new, strict=True)]
+
     def _rollout(self, i: int, out: Any) -> Rollout:
         r = self.requests.pop(i)
-        self.tokens.pop(i)
-        ids = [int(t) for t in out.token_ids]
-        assert len(ids) == len(out.logprobs), f"{len(ids)=} {len(out.logprobs)=}"
+        ids, logps = self.drawn.pop(i)
         routed = getattr(out, "routed_experts", None)
         return Rollout(
             prompt_ids=r.prompt_ids,
             completion_ids=ids,
-            logp_rollout=[float(entry[t].logprob) for entry, t in zip(out.logprobs, ids, strict=True)],
+            logp_rollout=logps,
             finish_reason="stop" if ids and ids[-1] in r.stop_ids else "length",
             versions=[(at, v) for at, v in self.versions.pop(i) if at < len(ids)],
             seed=r.seed,
@@ -202,6 +208,7 @@ class VLLMEngine:
 
 def _params(r: Request) -> Any:
     from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
     return SamplingParams(
         temperature=r.temperature,
@@ -213,6 +220,7 @@ def _params(r: Request) -> Any:
         ignore_eos=True,  # the request names its own stops
         logprobs=0,
         detokenize=False,
+        output_kind=RequestOutputKind.DELTA,  # otherwise every step copies all tokens so far
     )
 
 

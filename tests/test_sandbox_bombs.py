@@ -48,11 +48,21 @@ def dead_end(outcome: Outcome) -> None:
 def test_fork_bomb(sandbox: Sandbox) -> None:
     started = time.monotonic()
     outcome = run(sandbox, "import os\nwhile True:\n  try: os.fork()\n  except OSError: pass")
-    assert outcome.how == "cpu" and time.monotonic() - started < 7, outcome
+    # the kernel's own memory for so many forks counts, too
+    assert outcome.how in ("cpu", "memory") and time.monotonic() - started < 7, outcome
     outcome = run(
         sandbox, "import os\nwhile True:\n  try:\n    if os.fork(): os._exit(0)\n  except OSError: pass"
     )
-    assert outcome.how in ("exit", "cpu")
+    assert outcome.how in ("exit", "cpu", "memory")
+
+
+def test_a_fork_bomb_may_take_the_warm_process_with_it_and_is_still_a_verdict() -> None:
+    """With little memory the kernel often kills the largest of the group, which is not the run's."""
+    with Sandbox(Limits(cpu_seconds=2, wall_seconds=8, memory_mb=24, disk_mb=8), namespaces="auto") as made:
+        for _ in range(4):
+            outcome = run(made, "import os\nwhile True:\n  try: os.fork()\n  except OSError: pass")
+            assert outcome.how in ("cpu", "memory"), outcome
+            assert run(made, "print(6 * 7)").stdout == b"42\n"
 
 
 def test_number_of_processes_and_threads(sandbox: Sandbox) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import marshal
 import os
 import select
+import signal
 import socket
 import threading
 import time
@@ -288,7 +289,11 @@ class Run:
             if line in ready:
                 self._finish(self._zygote.receive())
         except SandboxError as error:
-            raise self._lose(error) from None
+            if not self._zygote.starved():
+                raise self._lose(error) from None
+            self._flooded = True  # what it printed last is not looked for
+            seconds = time.monotonic() - self._deadline + self._limits.wall_seconds + GRACE_SECONDS
+            self._finish(f"memory {signal.SIGKILL.value} 0 {seconds} {self._limits.memory_mb} 0")
         return channel is not None and channel.fileno() in ready
 
     def _read(self, fd: int) -> bool:

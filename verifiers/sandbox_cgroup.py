@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 NAME = "onebase-sandbox-"
 SLACK_MB = 16  # the warm process's own pages, written since it joined
 STALE_SECONDS = 60.0
+STARVED = 75
+"""Exit status of a warm process that the kernel killed for want of memory.  It may choose that one: what a
+storm of forks costs in the kernel is counted in the group, and the warm process is its largest."""
 
 
 @dataclass

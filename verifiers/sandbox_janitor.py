@@ -66,10 +66,12 @@ def main(ours: socket.socket, config: dict[str, Any], serve: Serve) -> None:
         pid = start(plan, shown, config, become_zygote)
         ours.close()
         theirs.close()
-        Janitor(plan, pid, line).attend(caller)
+        starved = Janitor(plan, pid, line).attend(caller)
     finally:
         remove(os.path.dirname(plan.box))
         os.close(lock)
+    if starved:
+        raise SystemExit(sandbox_cgroup.STARVED)
 
 
 def import_warm() -> None:
@@ -233,20 +235,27 @@ class Janitor:
         self.watch = Watch(plan, str(zygote), 0.0)
         self.box = -1  # a descriptor of the runs' folder, which may lie in another mount namespace
         self.kills = 0
+        # One count earlier: the kernel may kill the zygote while its question waits here to be answered.
+        self.former = 0
 
-    def attend(self, caller: int) -> None:
-        """Answer the zygote.  When the caller is gone it is told so, and given a second."""
+    def attend(self, caller: int) -> bool:
+        """Answer the zygote until it has ended; whether the kernel killed it for want of memory.  When the
+        caller is gone it is told so, and given a second."""
         child = os.pidfd_open(self.zygote)
         poll = select.poll()
         for fd in (child, caller, self.line.fileno()):
             poll.register(fd, select.POLLIN)
-        patience = None
+        patience, starved = None, False
         try:
             while True:
                 ready = [fd for fd, _ in poll.poll(patience)]
+                if child in ready:
+                    ended = os.waitid(os.P_PIDFD, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                    killed = ended is not None and ended.si_status == signal.SIGKILL
+                    starved = killed and self.all_kills() > self.former
                 if child in ready or not ready:
-                    return
-                if self.line.fileno() in ready and not self.answer():
+                    break
+                if self.line.fileno() in ready and not self.answers(child):
                     poll.unregister(self.line)
                 if caller in ready:
                     poll.unregister(caller)
@@ -259,6 +268,18 @@ class Janitor:
             reap_all(self.plan, self.plan.uids, 0, Ended(), kill=True)
             if self.plan.cgroup is not None:
                 self.plan.cgroup.remove()
+        return starved
+
+    def answers(self, child: int) -> bool:
+        """`answer`, where what goes wrong because the zygote is dying is the end of questions."""
+        try:
+            return self.answer()
+        except (OSError, ValueError, IndexError):
+            dying = select.poll()
+            dying.register(child, select.POLLIN)
+            if not dying.poll(1000):
+                raise
+            return False
 
     def answer(self) -> bool:
         """One question of the zygote's; False when there will be no more."""
@@ -282,7 +303,7 @@ class Janitor:
         else:
             started, limits, cpu = question
             if self.watch.started != started:
-                self.kills = self.all_kills()
+                self.former, self.kills = self.kills, self.all_kills()
                 self.watch = Watch(self.plan, str(self.zygote), started, self.kills)
             answer = self.watch.look(limits, cpu)
         self.line.send(marshal.dumps(answer))

@@ -19,6 +19,8 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+from onebase.verifiers.sandbox_cgroup import STARVED
+
 START_SECONDS = 60.0
 MESSAGE = 1 << 16
 PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -100,6 +102,15 @@ class Zygote:
             self.dead = text.startswith("broken ")
             raise SandboxError(text.partition(" ")[2])
         return text
+
+    def starved(self) -> bool:
+        """Whether it is gone because the kernel killed it, with the run in it, for want of memory."""
+        if self.dead and self.process.returncode is None:
+            try:
+                self.process.wait(timeout=2.0)
+            except subprocess.TimeoutExpired:
+                pass
+        return self.dead and self.process.returncode == STARVED
 
     def last_words(self) -> str:
         """What it wrote before it ended: the traceback, where it had one."""
